@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * flush: the rounds of one region, and who waits for which
+ *
+ * A pure state machine: events go in, actions come out of flush_next(), the clock is passed in. It makes no system
+ * call and allocates nothing after flush_new(), so that it can be run through any schedule of events.
+ *
+ * The rule it keeps: a request is answered durable only by a round that started after the request arrived, for the
+ * same target, and that the host confirmed. At most one round is in flight.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/wire.h"
+#include "util.h"
+
+struct flush;
+
+/* What a round makes durable. A file for sync and for datasync are two targets. */
+enum flush_scope {
+	FLUSH_REGION,
+	FLUSH_FILESYSTEM,
+	FLUSH_FILE,
+	FLUSH_FILE_DATA,
+	N_FLUSH_SCOPES,
+};
+
+struct flush_target {
+	enum flush_scope scope;
+	uint64_t device;	/* st_dev of the file or filesystem; 0 for the region */
+	uint64_t inode;		/* of the file; 0 else */
+};
+
+enum flush_state {
+	FLUSH_IDLE,
+	FLUSH_IN_FLIGHT,
+	FLUSH_STALLED,		/* in flight for longer than the stall time, or under a worker of an agent before us */
+	N_FLUSH_STATES,
+};
+
+/* Who noticed a loss. */
+enum flush_origin {
+	FLUSH_ORIGIN_NONE,
+	FLUSH_ORIGIN_ROUND,	/* a round of ours failed */
+	FLUSH_ORIGIN_WITNESS,	/* somebody else's flush or write failed, the trace instance saw it */
+	FLUSH_ORIGIN_OVERRUN,	/* the trace instance lost entries, so nobody can say that nothing failed */
+	FLUSH_ORIGIN_WORKER,	/* the worker died with a round in flight */
+	FLUSH_ORIGIN_PEER,	/* another region of the same target failed */
+	N_FLUSH_ORIGINS,
+};
+
+struct flush_loss {
+	uint64_t number;	/* counts from 1; 0: none */
+	int error;		/* errno, positive */
+	enum flush_origin origin;
+	uint64_t round;		/* newest round begun when it was noticed */
+	uint64_t usec;		/* when, CLOCK_REALTIME */
+};
+
+struct flush_status {
+	enum flush_state state;
+	bool gone;
+	uint64_t started;	/* newest round begun */
+	uint64_t epoch;		/* newest round confirmed */
+	uint64_t epoch_usec;	/* the durable point: when that round began, CLOCK_REALTIME; 0: none in this instance */
+	uint64_t in_flight_usec;/* when the round in flight began, CLOCK_REALTIME; 0: none */
+	unsigned int waiting;	/* requests not answered yet */
+	struct flush_loss loss;	/* number 0: not lost */
+};
+
+enum flush_action_type {
+	FLUSH_ACT_START,	/* begin `round` for `target`, for the request `owner` and all that joined it */
+	FLUSH_ACT_ANSWER,	/* tell `owner` its answer; it is forgotten here */
+};
+
+struct flush_action {
+	enum flush_action_type type;
+	void *owner;
+	uint64_t round;
+	struct flush_target target;		/* FLUSH_ACT_START */
+	enum pmem_agent_answer answer;		/* FLUSH_ACT_ANSWER */
+	int error;				/* errno behind the answer, 0 if none */
+	uint64_t durable_usec;			/* with PMEM_AGENT_DURABLE: when the round began, CLOCK_REALTIME */
+};
+
+/* `depth`: requests that may wait at a time. Rounds are numbered from `started` + 1. NULL: no memory. */
+struct flush *flush_new(unsigned int depth, uint64_t started, uint64_t epoch);
+struct flush *flush_free(struct flush *f);
+DEFINE_CLEANUP(struct flush *, flush_free)
+
+/* A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _BUSY, _GONE at once. */
+int flush_arrive(struct flush *f, const struct flush_target *target, void *owner);
+
+/* `owner` wants no answer any more (its client left). Its round goes on. */
+void flush_forget(struct flush *f, void *owner);
+
+/* The next thing to do; false if there is none. After FLUSH_ACT_START the round is in flight. `now`: CLOCK_REALTIME. */
+bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret);
+
+/*
+ * The round in flight has ended. `answer`: PMEM_AGENT_DURABLE confirms it; PMEM_AGENT_LOST latches the region and
+ * answers every waiter, those that came after the start included; any other is the answer of this round's own
+ * requests alone. A round that is not the one in flight is ignored.
+ */
+void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error, enum flush_origin origin,
+		uint64_t now);
+
+/*
+ * A worker of an agent before us still lives, so a round of its may be in flight: none of ours starts before
+ * flush_adopted(), which says what became of it (PMEM_AGENT_DURABLE also where it was idle), and how far it counted.
+ */
+void flush_adopt(struct flush *f, uint64_t started_usec);
+void flush_adopted(struct flush *f, uint64_t started, uint64_t epoch, enum pmem_agent_answer answer, int error,
+		   uint64_t now);
+
+/* A loss that no round of ours reported, or one found at start (`loss` as recorded). Every waiter is answered. */
+void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t now);
+void flush_restore_loss(struct flush *f, const struct flush_loss *loss);
+
+/* The round in flight takes longer than the stall time. False if there is none or this was known. */
+bool flush_stall(struct flush *f);
+
+/* The region was removed: what waits is answered PMEM_AGENT_GONE; the round in flight keeps its own result. */
+void flush_gone(struct flush *f);
+
+void flush_get_status(const struct flush *f, struct flush_status *ret);
+
+const char *flush_scope_to_string(enum flush_scope scope);
+const char *flush_origin_to_string(enum flush_origin origin);
+
+/* "idle", "in-flight", "stalled", or "lost" whatever else it is doing. */
+const char *flush_status_to_string(const struct flush_status *status);

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * manager: owns the loop, the regions, their workers, and every request between its door and its answer
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <systemd/sd-event.h>
+#include <systemd/sd-id128.h>
+
+#include "conf.h"
+#include "flush.h"
+#include "mount.h"
+#include "region.h"
+#include "util.h"
+
+struct manager;
+struct manager_region;
+struct request;
+
+/* ---- the manager ---- */
+
+/* Takes `conf` over. `runtime_dir`: where the pages are. 0 or a negative errno. */
+int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, struct manager **ret);
+struct manager *manager_free(struct manager *m);
+DEFINE_CLEANUP(struct manager *, manager_free)
+
+/* Scans, and adds, replaces and removes regions accordingly. 0 or a negative errno (the regions stay as they were). */
+int manager_rescan(struct manager *m);
+
+/* Flushes every region once more and calls `done`, after the stop time at the latest. Takes no request from then on. */
+void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), void *userdata);
+
+sd_event *manager_get_event(const struct manager *m);
+const struct conf *manager_get_conf(const struct manager *m);
+sd_id128_t manager_get_boot_id(const struct manager *m);
+sd_id128_t manager_get_instance(const struct manager *m);
+const char *manager_get_basis(const struct manager *m);		/* "watched", or "own-flush" without the witness */
+
+/* ---- regions ---- */
+
+/* Iterates in the order of their names: NULL gives the first. */
+struct manager_region *manager_next_region(const struct manager *m, const struct manager_region *after);
+struct manager_region *manager_find_region(const struct manager *m, const char *name);
+
+const struct region *manager_region_get(const struct manager_region *mr);
+void manager_region_get_status(const struct manager_region *mr, struct flush_status *ret);
+
+/* Free for doors: a slot for what a door keeps with a region (the D-Bus object). */
+void manager_region_set_bus_slot(struct manager_region *mr, void *slot);
+void *manager_region_get_bus_slot(const struct manager_region *mr);
+
+/* ---- events, told to every listener ---- */
+
+enum manager_event {
+	MANAGER_REGION_ADDED,
+	MANAGER_REGION_REMOVED,		/* the region is still valid during the call */
+	MANAGER_REGION_CHANGED,		/* what scan saw of it */
+	MANAGER_ROUND,			/* a round began or ended without being confirmed: state, waiting */
+	MANAGER_DURABLE,		/* a round was confirmed: the epoch */
+	MANAGER_LOST,
+	MANAGER_STALLED,
+	MANAGER_RECOVERED,
+};
+
+struct manager_listener {
+	void (*notify)(enum manager_event event, struct manager_region *mr, void *userdata);
+	void *userdata;
+	struct manager_listener *next;	/* the manager's */
+};
+
+/* The listener must outlive the manager, or be removed. */
+void manager_add_listener(struct manager *m, struct manager_listener *l);
+void manager_remove_listener(struct manager *m, struct manager_listener *l);
+
+/* The target of the round that was confirmed last: the scope of a MANAGER_DURABLE event. */
+const struct target *manager_region_get_last_target(const struct manager_region *mr);
+
+/* ---- requests ---- */
+
+struct request_epoch {
+	struct manager_region *region;
+	uint64_t epoch;			/* the round that answered */
+};
+
+struct request_result {
+	enum pmem_agent_answer answer;
+	int error;			/* errno behind it, 0 if none */
+	char detail[MOUNT_DETAIL_MAX];	/* names the culprit, "" if there is nothing to add */
+	enum flush_scope scope;
+	const char *basis;
+	uint64_t durable_usec;		/* stores made before this are durable, CLOCK_REALTIME; the earliest of its regions */
+	struct request_epoch epochs[MOUNT_MAX_LEAVES];
+	unsigned int n_epochs;
+};
+
+/* Called exactly once, from the loop, never from within manager_flush_*(); the request is freed afterwards. */
+typedef void (*request_done_t)(const struct request_result *result, void *userdata);
+
+/*
+ * Flush what the descriptor stands for (`fd` is consumed), what is mounted at `path`, or a region. 0: `done` will be
+ * called. Positive: the answer is known already, with `detail`. Negative: an errno.
+ */
+int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, request_done_t done, void *userdata,
+		     struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+int manager_flush_path(struct manager *m, const char *path, request_done_t done, void *userdata,
+		       struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+int manager_flush_region(struct manager *m, struct manager_region *mr, request_done_t done, void *userdata,
+			 struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+
+/* The client left: `done` will not be called. */
+void request_cancel(struct request *r);

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * mount: from a descriptor or a mount point to a target and the leaf devices below it
+ *
+ * Nothing here touches a filesystem: it reads /proc/self/mountinfo (libmount), sysfs, and statx with
+ * AT_STATX_DONT_SYNC on descriptors only.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "flush.h"
+#include "util.h"
+
+#define MOUNT_MAX_LEAVES 16
+#define MOUNT_DETAIL_MAX 256
+
+struct leaf {
+	dev_t devnum;			/* of the whole disk, never of a partition */
+	char name[64];			/* kernel name: "pmem0", "sda", "dax0.0" */
+};
+
+struct target {
+	struct flush_target flush;
+	dev_t device;			/* st_dev of the file or filesystem, or the device itself */
+	char source[64];		/* what it is for people: mount point or kernel name */
+	char fstype[32];		/* "" for a device */
+	bool syncfs_is_enough;		/* syncfs of this filesystem always sends a flush */
+	struct leaf leaves[MOUNT_MAX_LEAVES];
+	unsigned int n_leaves;
+};
+
+/* What the caller asked for. MOUNT_SCOPE_AUTO: a directory is its filesystem, a file is itself, a device is its region. */
+enum mount_scope {
+	MOUNT_SCOPE_AUTO,
+	MOUNT_SCOPE_FILE,
+	MOUNT_SCOPE_FILE_DATA,
+	MOUNT_SCOPE_FILESYSTEM,
+	MOUNT_SCOPE_REGION,
+};
+
+/*
+ * The target that `fd` stands for. 0; negative: errno; positive: an answer (PMEM_AGENT_REFUSED, _FILESYSTEM,
+ * _UNFLUSHED, _ORDINARY), with the reason in `detail`: a phrase that names the culprit and what mends it.
+ */
+int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
+
+/* The filesystem mounted at exactly `path` in this mount namespace; PMEM_AGENT_NOT_FOUND if none is. */
+int mount_resolve_path(const char *path, struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
+
+/*
+ * Whether flushes of the target reach its leaves: mounted read-write with barriers, `write back` on every layer.
+ * Called before and after each round. 0, PMEM_AGENT_UNFLUSHED or _FILESYSTEM with `detail`, or a negative errno.
+ */
+int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX]);

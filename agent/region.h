@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * region: the record of a region: what was seen of it, and by which method it is flushed, and why
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "util.h"
+
+#define REGION_NAME_MAX 64
+#define REGION_MAX_NAMESPACES 16
+#define REGION_MAX_EVIDENCE 16
+#define REGION_IDENTITY_MAX 256
+#define REGION_UNKNOWN_RESOURCE UINT64_MAX
+
+enum region_kind {
+	REGION_KIND_UNKNOWN,
+	REGION_KIND_VIRTIO_PMEM,
+	REGION_KIND_PAPR_SCM,
+	REGION_KIND_NFIT,
+	REGION_KIND_E820,
+	REGION_KIND_EMULATED,
+	N_REGION_KINDS,
+};
+
+/* How a region's memory is flushed; decided in region_classify() and nowhere else. */
+enum region_method {
+	REGION_METHOD_IMPOSSIBLE,
+	REGION_METHOD_BLOCK,		/* fsync of its block device */
+	REGION_METHOD_DEEP_FLUSH,	/* "1" written to its deep_flush attribute */
+	REGION_METHOD_HOST,		/* only the host can */
+	REGION_METHOD_CPU_FLUSH,	/* synchronous: the storing program's own CPU flush */
+	REGION_METHOD_FILE,		/* fsync of the file that stands for the region */
+	N_REGION_METHODS,
+};
+
+enum namespace_mode {
+	NAMESPACE_MODE_UNKNOWN,
+	NAMESPACE_MODE_RAW,
+	NAMESPACE_MODE_FSDAX,
+	NAMESPACE_MODE_DEVDAX,
+	NAMESPACE_MODE_SECTOR,
+	N_NAMESPACE_MODES,
+};
+
+struct namespace {
+	char name[REGION_NAME_MAX];	/* "namespace0.0" */
+	enum namespace_mode mode;
+	char uuid[37];			/* "" where it has none */
+	char device[REGION_NAME_MAX];	/* kernel name: "pmem0", "dax0.0"; "" while it has none */
+	dev_t devnum;			/* of that device; 0 while it has none */
+	uint64_t size;			/* bytes */
+	bool write_back;		/* queue/write_cache says "write back"; false for a device-dax */
+};
+
+struct region {
+	/* seen; filled in by scan.c */
+	char name[REGION_NAME_MAX];	/* libndctl's: "region0"; of an emulated one: from the configuration */
+	char bus[REGION_NAME_MAX];	/* "ndbus0" */
+	char provider[128];		/* "virtio-pmem", "ACPI.NFIT", "e820", … */
+	char syspath[256];		/* of the region: "/sys/devices/…/region0" */
+	uint64_t resource;		/* guest-physical address; REGION_UNKNOWN_RESOURCE */
+	uint64_t size;			/* bytes */
+	unsigned int mappings;
+	int deep_flush;			/* what the attribute reads; -1: absent */
+	bool deep_flush_writable;
+	bool flush_required;		/* of_node has ibm,hcall-flush-required */
+	bool of_node;
+	bool read_only;
+	bool unarmed;			/* a DIMM of it is "not armed" */
+	struct namespace namespaces[REGION_MAX_NAMESPACES];
+	unsigned int n_namespaces;
+	char emulate[256];		/* the file of an emulated region, "" else */
+	dev_t emulate_device;		/* st_dev and st_ino of that file */
+	ino_t emulate_inode;
+
+	/* concluded, by region_classify() */
+	enum region_kind kind;
+	bool asynchronous;
+	enum region_method method;
+	const struct namespace *flush_namespace;	/* the one whose block device is flushed; with METHOD_BLOCK */
+	char identity[REGION_IDENTITY_MAX];
+	char *evidence[REGION_MAX_EVIDENCE];		/* sentences, in the order in which they were weighed */
+	unsigned int n_evidence;
+};
+
+struct region *region_new(void);
+struct region *region_free(struct region *r);
+DEFINE_CLEANUP(struct region *, region_free)
+
+/* Concludes kind, method, identity and evidence from what was seen. 0 or -ENOMEM. */
+int region_classify(struct region *r);
+
+/* Whether a device number is one of its namespaces' devices. */
+bool region_has_device(const struct region *r, dev_t devnum);
+
+/* Whether the agent itself can flush it: block, deep-flush or file. */
+bool region_can_flush(const struct region *r);
+
+/* Whether two scans saw the same thing, names and conclusions included. */
+bool region_equal(const struct region *a, const struct region *b);
+
+const char *region_kind_to_string(enum region_kind kind);
+const char *region_method_to_string(enum region_method method);
+const char *namespace_mode_to_string(enum namespace_mode mode);

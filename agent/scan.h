@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * scan: the regions of this machine, through libndctl and libdaxctl
+ */
+#pragma once
+
+#include "region.h"
+
+#define SCAN_MAX_REGIONS 256
+
+struct region_list {
+	struct region *regions[SCAN_MAX_REGIONS];
+	unsigned int n_regions;
+};
+
+/*
+ * Every region of every bus, classified. A snapshot: call again after a uevent. 0 or a negative errno; a machine
+ * without libnvdimm has no regions and is no error.
+ */
+int scan_regions(struct region_list *ret);
+
+/* An emulated region, classified: the file must exist. 0 or a negative errno. */
+int scan_emulated(const char *name, const char *path, struct region **ret);
+
+/* Frees what is still in the list; a caller takes a region by setting its entry to NULL. */
+void region_list_clear(struct region_list *list);

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * witness: failed block I/O that somebody else took the error of, from a private trace instance
+ *
+ * The instance (event block_bio_complete, filter "error != 0") is set up by root before the service starts, see
+ * units/pmem-agent-witness, and outlives it: what failed while no agent ran is read by the next one.
+ */
+#pragma once
+
+#include <sys/types.h>
+
+#include "util.h"
+
+#define WITNESS_INSTANCE "/sys/kernel/tracing/instances/pmem-agent"
+
+struct witness;
+
+enum witness_entry_type {
+	WITNESS_ENTRY_NONE,	/* a line of no interest */
+	WITNESS_ENTRY_ERROR,
+	WITNESS_ENTRY_OVERRUN,	/* entries were lost: anything may have failed */
+};
+
+struct witness_entry {
+	enum witness_entry_type type;
+	dev_t devnum;		/* of the disk or partition whose I/O failed */
+	int error;		/* errno, positive */
+};
+
+/* 0; -ENOENT: no instance was set up; or another negative errno. */
+int witness_open(const char *instance, struct witness **ret);
+struct witness *witness_free(struct witness *w);
+DEFINE_CLEANUP(struct witness *, witness_free)
+
+/* Readable when there are entries. */
+int witness_get_fd(const struct witness *w);
+
+/* 1 with the next entry, 0 if there is none at present, or a negative errno: the witness can't be relied on any more. */
+int witness_next(struct witness *w, struct witness_entry *ret);
+
+/* One line of trace_pipe. */
+void witness_parse(const char *line, struct witness_entry *ret);

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * wire: what the agent shares with other processes: the answers, and the region page
+ */
+#pragma once
+
+#include <stdint.h>
+
+#define PMEM_AGENT_RUNTIME_DIR "/run/pmem-agent"
+
+/*
+ * Every request ends in exactly one of these. Only PMEM_AGENT_DURABLE is a promise; everything else promises nothing,
+ * and PMEM_AGENT_UNKNOWN and PMEM_AGENT_LOST do not say that the data is not durable either.
+ */
+enum pmem_agent_answer {
+	PMEM_AGENT_DURABLE = 0,
+	PMEM_AGENT_LOST,		/* the region has lost stores, and nobody has acknowledged it yet */
+	PMEM_AGENT_UNKNOWN,		/* a change, a restart or a time-out in between: nobody can tell */
+	PMEM_AGENT_BUSY,		/* the queue is full */
+	PMEM_AGENT_GONE,		/* the region was removed before the flush began */
+	PMEM_AGENT_ORDINARY,		/* the target is on storage that is no persistent memory */
+	PMEM_AGENT_MIXED,		/* the target is on persistent memory and on other storage too */
+	PMEM_AGENT_SYNCHRONOUS,		/* the region needs no flush by the agent */
+	PMEM_AGENT_FILESYSTEM,		/* a filesystem that the agent does not know to flush */
+	PMEM_AGENT_UNFLUSHED,		/* flushes do not reach the host: nobarrier, read-only, write through */
+	PMEM_AGENT_IMPOSSIBLE,		/* nothing in this guest can make the region durable */
+	PMEM_AGENT_FAILED,		/* the target failed by itself (ENOSPC, EDQUOT); the region has lost nothing */
+	PMEM_AGENT_REFUSED,		/* no target that can be flushed (EBADF, EINVAL, ENOTSUP) */
+	PMEM_AGENT_NOT_FOUND,		/* no such path, mount point or region */
+	PMEM_AGENT_DENIED,		/* the caller may not ask for this */
+	PMEM_AGENT_N_ANSWERS,
+};
+
+/*
+ * The page of a region: /run/pmem-agent/REGION.page, 4096 bytes, native byte order, mode 0444 for everyone but its
+ * writers. It survives the agent, so that the next one finds a round still in flight, and clients keep a latch to
+ * read when there is no agent.
+ *
+ * Every field has one writer, and is stored atomically and in the order that its comment tells. The worker writes
+ * what its system calls returned; the agent writes what it decided. A reader calls the region lost if
+ * pmem_agent_page_lost() says so.
+ */
+#define PMEM_AGENT_PAGE_MAGIC 0x314741504d454d50ULL	/* "PMEMPAG1" when little-endian */
+#define PMEM_AGENT_PAGE_VERSION 1
+#define PMEM_AGENT_PAGE_SIZE 4096
+
+struct pmem_agent_page {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t reserved;
+	uint8_t boot_id[16];
+	char identity[256];	/* what the region is, whatever its number: see region_identity() */
+
+	/* written by the worker */
+	struct {
+		uint32_t pid;		/* 0: no worker yet */
+		uint32_t reserved;
+		uint64_t start_time;	/* field 22 of /proc/PID/stat, clock ticks since boot */
+		uint64_t started;	/* newest round begun; stored before its system call */
+		uint64_t started_usec;	/* when, CLOCK_REALTIME */
+		uint64_t done;		/* newest round that returned; stored after everything else below */
+		uint64_t durable;	/* newest round that the host confirmed */
+		uint64_t failed;	/* newest round whose failure is a loss */
+		int32_t error;		/* errno of that round */
+		uint32_t reserved2;
+	} worker;
+
+	/* written by the agent */
+	struct {
+		uint8_t instance[16];
+		uint64_t loss;		/* number of the newest loss; 0: never one */
+		uint64_t acknowledged;	/* newest loss acknowledged */
+		uint64_t loss_usec;	/* when it was noticed, CLOCK_REALTIME */
+		uint64_t loss_round;	/* the newest round begun by then */
+		uint64_t failed_seen;	/* worker.failed as of the newest loss counted */
+		uint64_t epoch;		/* newest round the agent told anyone of as durable */
+		int32_t loss_error;	/* errno */
+		uint32_t loss_origin;	/* enum flush_origin */
+	} agent;
+
+	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 424];
+};
+
+_Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
+
+/* Whether stores to the region have been lost that nobody acknowledged, as far as the page tells. */
+static inline int pmem_agent_page_lost(const volatile struct pmem_agent_page *page)
+{
+	return page->agent.loss > page->agent.acknowledged || page->worker.failed > page->agent.failed_seen;
+}
