@@ -18,6 +18,7 @@
 
 struct leaf {
 	dev_t devnum;			/* of the whole disk, never of a partition */
+	bool character;			/* a device-dax: its number is that of a character device */
 	char name[64];			/* kernel name: "pmem0", "sda", "dax0.0" */
 };
 

@@ -51,7 +51,7 @@ struct namespace {
 	enum namespace_mode mode;
 	char uuid[37];			/* "" where it has none */
 	char device[REGION_NAME_MAX];	/* kernel name: "pmem0", "dax0.0"; "" while it has none */
-	dev_t devnum;			/* of that device; 0 while it has none */
+	dev_t devnum;			/* of that device, a character device if it is devdax; 0 while it has none */
 	uint64_t size;			/* bytes */
 	bool write_back;		/* queue/write_cache says "write back"; false for a device-dax */
 };
@@ -91,11 +91,14 @@ struct region *region_new(void);
 struct region *region_free(struct region *r);
 DEFINE_CLEANUP(struct region *, region_free)
 
-/* Concludes kind, method, identity and evidence from what was seen. 0 or -ENOMEM. */
+/* Concludes kind, method, identity and evidence from what was seen. 0 or -ENOMEM (then the region is of no use). */
 int region_classify(struct region *r);
 
-/* Whether a device number is one of its namespaces' devices. */
-bool region_has_device(const struct region *r, dev_t devnum);
+/*
+ * Whether a device is one of its namespaces'. `character`: a device-dax. Numbers of block and character devices are
+ * two sets that overlap: 252:0 may be both dax0.0 and an ordinary disk.
+ */
+bool region_has_device(const struct region *r, dev_t devnum, bool character);
 
 /* Whether the agent itself can flush it: block, deep-flush or file. */
 bool region_can_flush(const struct region *r);
