@@ -31,6 +31,9 @@ enum log_event {
 void log_open(void);
 void log_close(void);
 
+/* As log_open(), with the journal's socket at another path. */
+void log_open_at(const char *socket_path);
+
 /* Text of an event's MESSAGE_ID, 32 hex digits; NULL for LOG_EVENT_NONE. */
 const char *log_event_id(enum log_event event);
 
