@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "region.h"
@@ -14,7 +16,8 @@
 
 struct conf_region {
 	char name[REGION_NAME_MAX];
-	char emulate[256];		/* absolute path, "" if not set */
+	char emulate[256];		/* absolute path */
+	unsigned int line;		/* of its section */
 };
 
 /* Something in the file that was not taken; the default stands in its place. */
@@ -37,7 +40,12 @@ struct conf {
 
 /* A row for each key; the test walks it against pmem-agent.conf and pmem-agent.conf(5). */
 struct conf_key {
-	const char *section, *key, *default_text;
+	const char *section;		/* "Agent", or "Region" for [Region NAME] */
+	const char *key;
+	const char *default_text;
+	const char *expects;		/* what a value must be */
+	bool (*set)(void *field, const char *value);	/* false, and `field` untouched, if it isn't */
+	size_t offset;			/* of the field in struct conf or struct conf_region */
 };
 extern const struct conf_key conf_keys[];
 extern const unsigned int conf_n_keys;
