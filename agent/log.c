@@ -149,7 +149,7 @@ static void log_va(int priority, enum log_event event, const struct subject *sub
 	vsnprintf(message, sizeof(message) - LOG_NOTE_MAX, format, args);
 	size = strlen(message);
 	if (log_state.dropped > 0)
-		snprintf(message + size, sizeof(message) - size, " [%lu entries before this one were dropped]",
+		snprintf(message + size, sizeof(message) - size, " [entries dropped before this one: %lu]",
 			 log_state.dropped);
 
 	if (log_state.fd >= 0 ? send_to_journal(priority, event, subject, message) : write_to_stderr(subject, message))
