@@ -6,10 +6,10 @@
 
 #include "manager.h"
 
-#define BUS_NAME "io.pmem.Agent1"
-#define BUS_PATH "/io/pmem/Agent1"
+#define BUS_NAME              "io.pmem.Agent1"
+#define BUS_PATH              "/io/pmem/Agent1"
 #define BUS_INTERFACE_MANAGER "io.pmem.Agent1.Manager"
-#define BUS_INTERFACE_REGION "io.pmem.Agent1.Region"
+#define BUS_INTERFACE_REGION  "io.pmem.Agent1.Region"
 
 struct bus;
 

@@ -89,6 +89,13 @@ static int wait_for_exchange(int fd, int pidfd)
 	return -ETIMEDOUT;
 }
 
+static int open_harmless(void)
+{
+	if (harmless < 0)
+		harmless = eventfd(0, EFD_CLOEXEC);
+	return harmless < 0 ? -errno : 0;
+}
+
 int closer_defuse(int fd)
 {
 	int pidfd = -1, r;
@@ -97,9 +104,10 @@ int closer_defuse(int fd)
 	forget_ended();
 	if (n_hanging >= CLOSER_MAX_HANGING)
 		return -EBUSY;
-	if (harmless < 0)
-		harmless = eventfd(0, EFD_CLOEXEC);
-	if (harmless < 0 || fcntl(fd, F_SETFD, 0) < 0)
+	r = open_harmless();
+	if (r < 0)
+		return r;
+	if (fcntl(fd, F_SETFD, 0) < 0)
 		return -errno;
 
 	child = fork_sharing_files(&pidfd);
@@ -122,6 +130,13 @@ int closer_defuse(int fd)
 	if (r == 0)
 		leave_table();
 	return r;
+}
+
+int closer_defuse_copy(int fd)
+{
+	int r = open_harmless();
+
+	return r < 0 ? r : dup3(harmless, fd, O_CLOEXEC) < 0 ? -errno : 0;
 }
 
 void closer_close(int fd)

@@ -15,3 +15,7 @@ void closer_close(int fd);
  * `fd` stands for something harmless. 0 or a negative errno: it is as it was, so keep the message for good.
  */
 int closer_defuse(int fd);
+
+/* The same without a child: for a file whose filesystem does nothing on close while another descriptor of it is open.
+ */
+int closer_defuse_copy(int fd);

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * bus-object: the objects of io.pmem.Agent1, their properties and methods
+ */
+#include <string.h>
+
+#include "bus-private.h"
+
+/* ---- options of the flush methods ---- */
+
+struct options {
+	enum mount_scope scope;
+	bool datasync;
+};
+
+static const char *const scope_names[] = {
+    [MOUNT_SCOPE_AUTO] = "auto",
+    [MOUNT_SCOPE_FILE] = "file",
+    [MOUNT_SCOPE_FILESYSTEM] = "filesystem",
+    [MOUNT_SCOPE_REGION] = "region",
+};
+
+static int parse_scope(const char *text, enum mount_scope *ret)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(scope_names); i++) {
+		if (scope_names[i] && strcmp(scope_names[i], text) == 0) {
+			*ret = i;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+static int read_option(sd_bus_message *m, struct options *o, sd_bus_error *error)
+{
+	const char *key, *contents, *text;
+	int yes, r;
+
+	r = sd_bus_message_read(m, "s", &key);
+	if (r < 0)
+		return r;
+	r = sd_bus_message_peek_type(m, NULL, &contents);
+	if (r < 0)
+		return r;
+	if (strcmp(key, "scope") == 0 && strcmp(contents, "s") == 0) {
+		r = sd_bus_message_read(m, "v", "s", &text);
+		if (r >= 0 && parse_scope(text, &o->scope) < 0)
+			return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+						 "Unknown scope \"%s\"; known: auto, file, filesystem, region", text);
+		return r;
+	}
+	if (strcmp(key, "datasync") == 0 && strcmp(contents, "b") == 0) {
+		r = sd_bus_message_read(m, "v", "b", &yes);
+		o->datasync = r >= 0 && yes;
+		return r;
+	}
+	return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+				 "Unknown option \"%s\" of type %s; known: scope (s), datasync (b)", key, contents);
+}
+
+/* `only`: besides auto, the one scope that makes sense; MOUNT_SCOPE_AUTO: all do. */
+static int read_options(sd_bus_message *m, enum mount_scope only, enum mount_scope *ret, sd_bus_error *error)
+{
+	struct options o = {.scope = MOUNT_SCOPE_AUTO};
+	int r;
+
+	r = sd_bus_message_enter_container(m, 'a', "{sv}");
+	if (r < 0)
+		return r;
+	while ((r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
+		r = read_option(m, &o, error);
+		if (r < 0)
+			return r;
+		r = sd_bus_message_exit_container(m);
+		if (r < 0)
+			return r;
+	}
+	if (r < 0)
+		return r;
+	r = sd_bus_message_exit_container(m);
+	if (r < 0)
+		return r;
+	if (only != MOUNT_SCOPE_AUTO && o.scope != MOUNT_SCOPE_AUTO && o.scope != only)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "Scope \"%s\" is not possible here; possible: auto, %s", scope_names[o.scope],
+					 scope_names[only]);
+	if (o.datasync && o.scope != MOUNT_SCOPE_FILE)
+		return sd_bus_error_set(error, SD_BUS_ERROR_INVALID_ARGS,
+					"Option \"datasync\" needs option \"scope\" to be \"file\"");
+	*ret = o.datasync ? MOUNT_SCOPE_FILE_DATA : o.scope;
+	return 0;
+}
+
+/* ---- io.pmem.Agent1.Manager ---- */
+
+static int get_boot_id(sd_bus *bus, const char *path, const char *interface, const char *property,
+		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus *b = userdata;
+
+	return sd_bus_message_append(reply, "s", SD_ID128_TO_STRING(manager_get_boot_id(b->manager)));
+}
+
+static int get_instance(sd_bus *bus, const char *path, const char *interface, const char *property,
+			sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus *b = userdata;
+
+	return sd_bus_message_append(reply, "s", SD_ID128_TO_STRING(manager_get_instance(b->manager)));
+}
+
+static int get_basis(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		     void *userdata, sd_bus_error *error)
+{
+	struct bus *b = userdata;
+
+	return sd_bus_message_append(reply, "s", manager_get_basis(b->manager));
+}
+
+static int get_version(sd_bus *bus, const char *path, const char *interface, const char *property,
+		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	return sd_bus_message_append(reply, "s", PMEM_AGENT_VERSION);
+}
+
+static int method_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	enum mount_scope scope;
+	int fd, r;
+
+	r = sd_bus_message_read(m, "h", &fd);
+	if (r < 0)
+		return r;
+	r = read_options(m, MOUNT_SCOPE_AUTO, &scope, error);
+	return r < 0 ? r : bus_call_flush_fd(userdata, m, fd, scope, error);
+}
+
+static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	enum mount_scope scope;
+	const char *path;
+	int r;
+
+	r = sd_bus_message_read(m, "s", &path);
+	if (r < 0)
+		return r;
+	r = read_options(m, MOUNT_SCOPE_FILESYSTEM, &scope, error);
+	return r < 0 ? r : bus_call_flush_path(userdata, m, path, error);
+}
+
+#define FLUSH_RESULT SD_BUS_RESULT("a(ot)", epochs, "s", scope, "s", basis, "t", durable_usec)
+
+static const sd_bus_vtable manager_vtable[] = {
+    SD_BUS_VTABLE_START(0),
+    SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("BootId", "s", get_boot_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
+    SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
+			    SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,
+			    SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_VTABLE_END,
+};
+
+int bus_add_manager(struct bus *b)
+{
+	int r = sd_bus_add_object_manager(b->bus, NULL, BUS_PATH);
+
+	return r < 0 ? r : sd_bus_add_object_vtable(b->bus, NULL, BUS_PATH, BUS_INTERFACE_MANAGER, manager_vtable, b);
+}
+
+/* ---- io.pmem.Agent1.Region ---- */
+
+static const struct region *seen(void *userdata)
+{
+	return manager_region_get(((struct bus_region *)userdata)->mr);
+}
+
+static int get_string(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		      void *userdata, sd_bus_error *error)
+{
+	const struct region *region = seen(userdata);
+	const struct {
+		const char *property, *value;
+	} values[] = {
+	    {"Name", region->name},
+	    {"Bus", region->bus},
+	    {"Provider", region->provider},
+	    {"Kind", region_kind_to_string(region->kind)},
+	    {"Method", region_method_to_string(region->method)},
+	    {"Identity", region->identity},
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
+		if (strcmp(values[i].property, property) == 0)
+			return sd_bus_message_append(reply, "s", values[i].value);
+	return -ENOENT;
+}
+
+static int get_asynchronous(sd_bus *bus, const char *path, const char *interface, const char *property,
+			    sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	return sd_bus_message_append(reply, "b", seen(userdata)->asynchronous);
+}
+
+static int get_evidence(sd_bus *bus, const char *path, const char *interface, const char *property,
+			sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	const struct region *region = seen(userdata);
+	int r = sd_bus_message_open_container(reply, 'a', "s");
+
+	for (unsigned int i = 0; r >= 0 && i < region->n_evidence; i++)
+		r = sd_bus_message_append(reply, "s", region->evidence[i]);
+	return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+static int get_namespaces(sd_bus *bus, const char *path, const char *interface, const char *property,
+			  sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	const struct region *region = seen(userdata);
+	int r = sd_bus_message_open_container(reply, 'a', "(ssss)");
+
+	for (unsigned int i = 0; r >= 0 && i < region->n_namespaces; i++) {
+		const struct namespace *ns = &region->namespaces[i];
+
+		r = sd_bus_message_append(reply, "(ssss)", ns->name, namespace_mode_to_string(ns->mode), ns->device,
+					  ns->uuid);
+	}
+	return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+static int get_extent(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		      void *userdata, sd_bus_error *error)
+{
+	const struct region *region = seen(userdata);
+
+	return sd_bus_message_append(reply, "t", strcmp(property, "Size") == 0 ? region->size : region->resource);
+}
+
+static int get_state(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		     void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	return sd_bus_message_append(reply, "s", flush_status_to_string(&status));
+}
+
+static int get_number(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		      void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	const struct {
+		const char *property;
+		uint64_t value;
+	} values[] = {
+	    {"Epoch", status.epoch},
+	    {"DurableUSec", status.epoch_usec},
+	    {"FlushingSinceUSec", status.in_flight_usec},
+	    {"Loss", status.loss.number},
+	    {"LossUSec", status.loss.usec},
+	    {"LossRound", status.loss.round},
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
+		if (strcmp(values[i].property, property) == 0)
+			return sd_bus_message_append(reply, "t", values[i].value);
+	return -ENOENT;
+}
+
+static int get_waiting(sd_bus *bus, const char *path, const char *interface, const char *property,
+		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	return sd_bus_message_append(reply, "u", (uint32_t)status.waiting);
+}
+
+static int get_loss_errno(sd_bus *bus, const char *path, const char *interface, const char *property,
+			  sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	return sd_bus_message_append(reply, "i", (int32_t)status.loss.error);
+}
+
+static int get_loss_origin(sd_bus *bus, const char *path, const char *interface, const char *property,
+			   sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	return sd_bus_message_append(reply, "s", flush_origin_to_string(status.loss.origin));
+}
+
+static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	enum mount_scope scope;
+	int r = read_options(m, MOUNT_SCOPE_REGION, &scope, error);
+
+	return r < 0 ? r : bus_call_flush_region(br->bus, m, manager_region_get(br->mr)->name, error);
+}
+
+#define CONSTANT SD_BUS_VTABLE_PROPERTY_CONST
+#define CHANGES  SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE
+
+static const sd_bus_vtable region_vtable[] = {
+    SD_BUS_VTABLE_START(0),
+    SD_BUS_PROPERTY("Name", "s", get_string, 0, CONSTANT),
+    SD_BUS_PROPERTY("Bus", "s", get_string, 0, CONSTANT),
+    SD_BUS_PROPERTY("Provider", "s", get_string, 0, CONSTANT),
+    SD_BUS_PROPERTY("Kind", "s", get_string, 0, CHANGES),
+    SD_BUS_PROPERTY("Asynchronous", "b", get_asynchronous, 0, CHANGES),
+    SD_BUS_PROPERTY("Method", "s", get_string, 0, CHANGES),
+    SD_BUS_PROPERTY("Evidence", "as", get_evidence, 0, CHANGES),
+    SD_BUS_PROPERTY("Resource", "t", get_extent, 0, CHANGES),
+    SD_BUS_PROPERTY("Size", "t", get_extent, 0, CHANGES),
+    SD_BUS_PROPERTY("Namespaces", "a(ssss)", get_namespaces, 0, CHANGES),
+    SD_BUS_PROPERTY("Identity", "s", get_string, 0, CHANGES),
+    SD_BUS_PROPERTY("State", "s", get_state, 0, CHANGES),
+    SD_BUS_PROPERTY("Epoch", "t", get_number, 0, CHANGES),
+    SD_BUS_PROPERTY("DurableUSec", "t", get_number, 0, CHANGES),
+    SD_BUS_PROPERTY("FlushingSinceUSec", "t", get_number, 0, CHANGES),
+    SD_BUS_PROPERTY("Waiting", "u", get_waiting, 0, CHANGES),
+    SD_BUS_PROPERTY("Loss", "t", get_number, 0, CHANGES),
+    SD_BUS_PROPERTY("LossErrno", "i", get_loss_errno, 0, CHANGES),
+    SD_BUS_PROPERTY("LossUSec", "t", get_number, 0, CHANGES),
+    SD_BUS_PROPERTY("LossOrigin", "s", get_loss_origin, 0, CHANGES),
+    SD_BUS_PROPERTY("LossRound", "t", get_number, 0, CHANGES),
+    SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("a{sv}", options), FLUSH_RESULT, method_region_flush,
+			    SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_VTABLE_END,
+};
+
+char *bus_region_path(const char *name)
+{
+	char *path = NULL;
+
+	return sd_bus_path_encode(BUS_PATH "/region", name, &path) < 0 ? NULL : path;
+}
+
+int bus_add_region(struct bus *b, struct manager_region *mr)
+{
+	struct bus_region *br = calloc(1, sizeof(*br));
+	int r;
+
+	if (!br)
+		return -ENOMEM;
+	br->bus = b;
+	br->mr = mr;
+	br->path = bus_region_path(manager_region_get(mr)->name);
+	r = br->path ? sd_bus_add_object_vtable(b->bus, &br->slot, br->path, BUS_INTERFACE_REGION, region_vtable, br)
+		     : -ENOMEM;
+	if (r < 0) {
+		free(br->path);
+		free(br);
+		return r;
+	}
+	TAILQ_INSERT_TAIL(&b->regions, br, entry);
+	manager_region_set_bus_slot(mr, br);
+	return 0;
+}
+
+struct bus_region *bus_region_free(struct bus_region *br)
+{
+	manager_region_set_bus_slot(br->mr, NULL);
+	TAILQ_REMOVE(&br->bus->regions, br, entry);
+	sd_bus_slot_unref(br->slot);
+	free(br->path);
+	free(br);
+	return NULL;
+}
+
+void bus_region_tell_scan(struct bus_region *br)
+{
+	sd_bus_emit_properties_changed(br->bus->bus, br->path, BUS_INTERFACE_REGION, "Kind", "Asynchronous", "Method",
+				       "Evidence", "Resource", "Size", "Namespaces", "Identity", NULL);
+}
+
+void bus_region_tell_status(struct bus_region *br)
+{
+	sd_bus_emit_properties_changed(br->bus->bus, br->path, BUS_INTERFACE_REGION, "State", "Epoch", "DurableUSec",
+				       "FlushingSinceUSec", "Waiting", "Loss", "LossErrno", "LossUSec", "LossOrigin",
+				       "LossRound", NULL);
+}

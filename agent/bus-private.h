@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * bus-private: what the three files of the D-Bus door share
+ *
+ *   bus.c         the connection, descriptors in messages, what is told unasked
+ *   bus-object.c  objects, properties and methods
+ *   bus-call.c    calls that wait for their answer
+ */
+#pragma once
+
+#include <sys/queue.h>
+#include <systemd/sd-bus.h>
+
+#include "bus.h"
+
+#define BUS_MAX_MESSAGE_FDS 32
+
+/* Queued at the bus: what may be told later is, beyond this. */
+#define BUS_MAX_QUEUED_WRITE 1024
+
+struct bus_call;
+
+/* Someone on the bus with calls that wait. */
+struct bus_client {
+	struct bus *bus;
+	char *sender;
+	sd_bus_slot *match; /* tells when they leave */
+	unsigned int n_calls;
+	TAILQ_HEAD(, bus_call) calls;
+	TAILQ_ENTRY(bus_client) entry;
+};
+
+/* The slot that a manager_region keeps for us. */
+struct bus_region {
+	struct bus *bus;
+	struct manager_region *mr;
+	sd_bus_slot *slot;
+	char *path;
+	bool dirty; /* the next telling includes it */
+	TAILQ_ENTRY(bus_region) entry;
+};
+
+struct bus {
+	struct manager *manager;
+	struct manager_listener listener;
+	sd_bus *bus;
+	sd_event_source *io_source, *timeout_source;
+
+	/* descriptors that came with the message in hand, see bus_process() */
+	struct {
+		bool dispatched;
+		int before[BUS_MAX_MESSAGE_FDS]; /* the slots that were free before */
+		int strays[BUS_MAX_MESSAGE_FDS]; /* of a message that is not complete yet */
+		unsigned int n_strays;
+		int fds[BUS_MAX_MESSAGE_FDS];
+		unsigned int n_fds;
+		sd_bus_message *message;
+	} guard;
+
+	TAILQ_HEAD(, bus_region) regions;
+	sd_event_source *tell_source;
+	uint64_t told_usec; /* CLOCK_MONOTONIC */
+
+	TAILQ_HEAD(, bus_client) clients;
+	unsigned int n_calls, max_calls;
+};
+
+/* ---- bus.c ---- */
+
+/* A callback of ours runs from here on: descriptors opened now are our own. */
+void bus_dispatched(struct bus *b);
+
+/* `fd` of the message in hand was duplicated, and the duplicate is open, on a filesystem that does nothing on close. */
+void bus_keep_copy(struct bus *b, int fd);
+
+/* ---- bus-object.c ---- */
+
+int bus_add_manager(struct bus *b);
+int bus_add_region(struct bus *b, struct manager_region *mr);
+struct bus_region *bus_region_free(struct bus_region *br);
+void bus_region_tell_scan(struct bus_region *br);
+void bus_region_tell_status(struct bus_region *br);
+
+/* Path of a region's object, whether it is there or not; free it. */
+char *bus_region_path(const char *name);
+
+/* ---- bus-call.c ---- */
+
+/* What a call asks for; each returns as a method handler does, having taken the call or set `error`. */
+int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, enum mount_scope scope, sd_bus_error *error);
+int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, sd_bus_error *error);
+int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, sd_bus_error *error);
+
+struct bus_client *bus_client_free(struct bus_client *c);
