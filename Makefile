@@ -3,8 +3,13 @@
 
 VERSION := 0.1.0
 O ?= build
-prefix ?= /usr/local
 V ?= 0
+prefix ?= /usr/local
+sbindir ?= $(prefix)/sbin
+bindir ?= $(prefix)/bin
+libexecdir ?= $(prefix)/libexec
+mandir ?= $(prefix)/share/man
+sysconfdir ?= /etc
 
 CC ?= cc
 SCDOC ?= scdoc
@@ -14,6 +19,17 @@ SANITIZE ?=
 
 modules := libsystemd libndctl libdaxctl mount smartcols json-c inih
 test-modules := cmocka umockdev-1.0
+
+# Units, rules and policies go where systemd, udev, D-Bus and polkit read them, whatever the prefix.
+pc-dir = $(or $(shell $(PKG_CONFIG) --variable=$(2) $(1) 2>/dev/null),$(3))
+unitdir ?= $(call pc-dir,systemd,systemdsystemunitdir,/lib/systemd/system)
+sysusersdir ?= $(call pc-dir,systemd,sysusersdir,/usr/lib/sysusers.d)
+udevrulesdir ?= $(call pc-dir,udev,udevdir,/lib/udev)/rules.d
+dbuspolicydir ?= $(call pc-dir,dbus-1,datadir,/usr/share)/dbus-1/system.d
+dbusservicedir ?= $(call pc-dir,dbus-1,system_bus_services_dir,/usr/share/dbus-1/system-services)
+dbusinterfacedir ?= $(call pc-dir,dbus-1,interfaces_dir,/usr/share/dbus-1/interfaces)
+polkitdir ?= $(call pc-dir,polkit-gobject-1,actiondir,/usr/share/polkit-1/actions)
+completionsdir ?= $(call pc-dir,bash-completion,completionsdir,/usr/share/bash-completion/completions)
 
 build := $(patsubst %/,%,$(O))
 Q := $(if $(filter-out 0,$(V)),,@)
@@ -34,9 +50,10 @@ tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
 
 objects := $(sources:%.c=$(build)/%.o)
 programs := $(mains:%=$(build)/%)
+manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd))
 test-programs := $(tests:%=$(build)/%)
 
-all: $(programs)
+all: $(programs) $(manuals)
 
 $(build)/%.o: %.c $(build)/.deps-ok
 	$(say) CC $<
@@ -57,13 +74,119 @@ $(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
 
-$(build)/.deps-ok: Makefile
+$(manuals): $(build)/%: %.scd $(build)/.deps-ok
+	$(say) MAN $@
 	$(Q)mkdir -p $(@D)
-	$(Q)touch $@
+	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
 	rm -rf $(build)/agent $(build)/selftest $(build)/libagent.a $(programs) $(test-programs)
 
-.PHONY: all clean
+# ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
+
+deps-build := $(CC)=gcc $(PKG_CONFIG)=pkg-config $(SCDOC)=scdoc libsystemd.pc=libsystemd-dev libndctl.pc=libndctl-dev \
+	libdaxctl.pc=libdaxctl-dev mount.pc=libmount-dev smartcols.pc=libsmartcols-dev json-c.pc=libjson-c-dev \
+	inih.pc=libinih-dev /usr/include/stdio.h=libc6-dev
+deps-test := cmocka.pc=libcmocka-dev umockdev-1.0.pc=libumockdev-dev umockdev-run=umockdev dbus-daemon=dbus
+deps-guest := python3=python3 qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs depmod=kmod \
+	xz=xz-utils fakeroot=fakeroot newuidmap=uidmap \
+	/usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
+
+find-missing = PATH="$$PATH:/usr/sbin:/sbin"; missing=; for d in $(1); do p=$${d%%=*}; \
+	case $$p in *.pc) $(PKG_CONFIG) --exists $${p%.pc} ;; /*) [ -e $$p ] ;; *) command -v $$p >/dev/null ;; esac \
+	2>/dev/null || missing="$$missing $${d\#*=}"; done
+
+$(build)/.deps-ok: Makefile
+	$(Q)mkdir -p $(@D)
+	$(Q)$(call find-missing,$(deps-build)); [ -z "$$missing" ] || { \
+		echo "To build, this is missing here:$$missing"; \
+		echo "Install it with 'make deps', or on Debian and Ubuntu: apt-get install$$missing"; exit 1; } >&2
+	$(Q)touch $@
+
+# Package lists may be missing (containers) or old (a package is gone from the archive).
+deps:
+	$(Q)$(call find-missing,$(deps-build) $(deps-test) $(deps-guest)); [ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null || { \
+		echo "Only apt-get is known here. Install by hand (Debian's names):$$missing" >&2; exit 1; }; \
+	echo "Installing with apt-get, for the build, the tests and the guest:$$missing"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	install="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends$$missing"; \
+	{ apt-cache show $$missing >/dev/null 2>&1 && $$install; } || { $$sudo apt-get update -q && $$install; }
+
+# ---- installation: mode:source:destination; text from units/ gets its @directories@ filled in ----
+
+installed = \
+	755:$(build)/pmem-agent:$(sbindir)/pmem-agent \
+	755:$(build)/pmemctl:$(bindir)/pmemctl \
+	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
+	644:units/pmem-agent.service:$(unitdir)/pmem-agent.service \
+	644:units/pmem-async@.target:$(unitdir)/pmem-async@.target \
+	644:units/pmem-agent.sysusers:$(sysusersdir)/pmem-agent.conf \
+	644:udev/90-pmem-agent.rules:$(udevrulesdir)/90-pmem-agent.rules \
+	644:units/io.pmem.Agent1.conf:$(dbuspolicydir)/io.pmem.Agent1.conf \
+	644:units/io.pmem.Agent1.service:$(dbusservicedir)/io.pmem.Agent1.service \
+	644:units/io.pmem.Agent1.xml:$(dbusinterfacedir)/io.pmem.Agent1.xml \
+	644:units/io.pmem.agent.policy:$(polkitdir)/io.pmem.agent.policy \
+	644:agent/pmemctl.bash:$(completionsdir)/pmemctl \
+	$(foreach m,$(manuals),644:$(m):$(mandir)/man$(patsubst .%,%,$(suffix $(m)))/$(notdir $(m)))
+conffile = $(DESTDIR)$(sysconfdir)/pmem-agent.conf
+
+install: all
+	$(Q)set -e; for row in $(installed); do \
+		mode=$${row%%:*}; row=$${row\#*:}; source=$${row%%:*}; to=$(DESTDIR)$${row\#*:}; mkdir -p "$${to%/*}"; \
+		case $$source in \
+		units/*) sed 's|@sbindir@|$(sbindir)|g; s|@libexecdir@|$(libexecdir)|g' $$source > $(build)/.install ;; \
+		*) cp $$source $(build)/.install ;; \
+		esac; \
+		install -m $$mode $(build)/.install "$$to"; rm -f $(build)/.install; \
+	done
+	$(Q)if [ -e $(conffile) ]; then echo "Kept as it is: $(conffile)"; else \
+		install -D -m 644 pmem-agent.conf $(conffile); fi
+	$(if $(DESTDIR),,$(announce))
+
+# Devices that are there already get what the new rules say.
+announce = $(Q)[ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
+	systemd-sysusers $(sysusersdir)/pmem-agent.conf; \
+	systemctl daemon-reload; \
+	systemctl try-reload-or-restart dbus.service 2>/dev/null; \
+	udevadm control --reload && for s in nd dax block virtio-ports; do udevadm trigger --subsystem-match=$$s; done; \
+	echo "Installed. Next: systemctl enable --now pmem-agent"
+
+uninstall:
+	$(Q)rm -f $(foreach row,$(installed),"$(DESTDIR)$(lastword $(subst :, ,$(row)))")
+	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" 2>/dev/null || true
+	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
+
+# ---- for who works on it ----
+
+format:
+	clang-format -i $(wildcard agent/*.[ch] lib/*.[ch] selftest/*.[ch] selftest/vm/*.c)
+
+compile_commands.json: export COMMAND = $(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null)
+compile_commands.json: Makefile $(wildcard agent/*.c selftest/*.c)
+	$(Q)command=$$(printf '%s' "$$COMMAND" | sed 's/["\\]/\\&/g'); separator=; { echo '['; \
+	for f in $(filter %.c,$^); do \
+		printf '%s{"directory": "%s", "file": "%s", "command": "%s -c %s"}' "$$separator" '$(CURDIR)' $$f "$$command" $$f; \
+		separator=",$$(printf '\n ')"; \
+	done; printf '\n]\n'; } > $@
+
+define help-text
+make                       build the programs and manual pages in build/
+make check-fast            unit tests, without a guest
+make check                 all tests, the guest's included
+make demo                  show it at work in a guest, on both sides
+make deps                  install what building and testing need (apt-get)
+make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
+make format                clang-format on the sources
+make compile_commands.json for clangd and other tools
+make clean
+
+Variables: O=DIR (build there), V=1 (show commands), CC=, CFLAGS=, SANITIZE=address,undefined
+endef
+help: export HELP = $(help-text)
+help:
+	@echo "$$HELP"
+
+.PHONY: all clean deps install uninstall format help
 .SECONDARY:
 -include $(objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)
