@@ -33,7 +33,7 @@ int channel_open(sd_event *event, const char *path, const struct channel_callbac
 struct channel *channel_free(struct channel *c);
 DEFINE_CLEANUP(struct channel *, channel_free)
 
-/* The port has been unplugged: free it. Told by `disconnected`. */
+/* The port has been unplugged: the channel is of no more use. */
 bool channel_is_gone(const struct channel *c);
 bool channel_is_connected(const struct channel *c);
 

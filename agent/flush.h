@@ -109,11 +109,10 @@ void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, 
 
 /*
  * A worker of an agent before us still lives, so a round of its may be in flight: none of ours starts before
- * flush_adopted(), which says what became of it (PMEM_AGENT_DURABLE also where it was idle), and how far it counted.
+ * flush_adopted(), after it has ended: `started` is how far it counted. What became of its round is for flush_lose().
  */
 void flush_adopt(struct flush *f, uint64_t started_usec);
-void flush_adopted(struct flush *f, uint64_t started, uint64_t epoch, enum pmem_agent_answer answer, int error,
-		   uint64_t now);
+void flush_adopted(struct flush *f, uint64_t started);
 
 /* A loss that no round of ours reported, or one found at start (`loss` as recorded). Every waiter is answered. */
 void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t now);

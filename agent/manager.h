@@ -29,7 +29,7 @@ DEFINE_CLEANUP(struct manager *, manager_free)
 /* Scans, and adds, replaces and removes regions accordingly. 0 or a negative errno (the regions stay as they were). */
 int manager_rescan(struct manager *m);
 
-/* Flushes every region once more and calls `done`, after the stop time at the latest. Takes no request from then on. */
+/* Flushes every region once more and calls `done` from the loop, after the stop time at the latest. */
 void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), void *userdata);
 
 sd_event *manager_get_event(const struct manager *m);
@@ -46,6 +46,9 @@ struct manager_region *manager_find_region(const struct manager *m, const char *
 
 const struct region *manager_region_get(const struct manager_region *mr);
 void manager_region_get_status(const struct manager_region *mr, struct flush_status *ret);
+
+/* Where its page is; "" for a region that the agent cannot flush. */
+void manager_region_get_page_path(const struct manager_region *mr, char *ret, size_t size);
 
 /* Free for doors: a slot for what a door keeps with a region (the D-Bus object). */
 void manager_region_set_bus_slot(struct manager_region *mr, void *slot);

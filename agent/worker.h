@@ -30,9 +30,10 @@ struct worker_round {
 	uint64_t round;
 	enum worker_call call;
 	char path[288];		/* opened for the round; "": the descriptor that came with it */
-	char then[288];		/* block device to fsync after a syncfs that may have sent no flush; "" for none */
 	uint64_t device;	/* what `path` must be: st_rdev of a device, st_dev of a file or directory */
 	uint64_t inode;		/* st_ino of a file; 0: not checked */
+	char then[288];		/* block device to fsync after a syncfs that may have sent no flush; "" for none */
+	uint64_t then_device;	/* its st_rdev */
 };
 
 struct worker_result {
@@ -42,11 +43,13 @@ struct worker_result {
 };
 
 /*
- * The page of the region `name`, mapped. One left by an agent before us is kept if its boot and identity are the
- * same, else replaced. 0 or a negative errno.
+ * The page of the region that `identity` describes, mapped. One left by an agent before us in this boot is kept, any
+ * other replaced. 0 or a negative errno.
  */
-int worker_open_page(const char *runtime_dir, const char *name, const char *identity, sd_id128_t boot_id,
-		     struct pmem_agent_page **ret);
+int worker_open_page(const char *runtime_dir, const char *identity, sd_id128_t boot_id, struct pmem_agent_page **ret);
+
+/* Path of that page: runtime_dir/HASH.page. */
+void worker_page_path(const char *runtime_dir, const char *identity, char *ret, size_t size);
 struct pmem_agent_page *worker_close_page(struct pmem_agent_page *page);
 DEFINE_CLEANUP(struct pmem_agent_page *, worker_close_page)
 

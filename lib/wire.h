@@ -32,13 +32,12 @@ enum pmem_agent_answer {
 };
 
 /*
- * The page of a region: /run/pmem-agent/REGION.page, 4096 bytes, native byte order, mode 0444 for everyone but its
- * writers. It survives the agent, so that the next one finds a round still in flight, and clients keep a latch to
- * read when there is no agent.
+ * The page of a region: a file under /run/pmem-agent/ (the D-Bus property Page names it), 4096 bytes, native byte
+ * order, readable by everyone. It survives the agent, so that the next one finds a round still in flight, and clients
+ * keep a latch to read when there is no agent.
  *
- * Every field has one writer, and is stored atomically and in the order that its comment tells. The worker writes
- * what its system calls returned; the agent writes what it decided. A reader calls the region lost if
- * pmem_agent_page_lost() says so.
+ * Every field has one writer, which stores it atomically. The worker writes what its system calls returned; the agent
+ * writes what it decided. A reader calls the region lost if pmem_agent_page_lost() says so.
  */
 #define PMEM_AGENT_PAGE_MAGIC 0x314741504d454d50ULL	/* "PMEMPAG1" when little-endian */
 #define PMEM_AGENT_PAGE_VERSION 1
@@ -51,13 +50,13 @@ struct pmem_agent_page {
 	uint8_t boot_id[16];
 	char identity[256];	/* what the region is, whatever its number: see region_identity() */
 
-	/* written by the worker */
+	/* written by the worker, but for the first two, which the agent writes before it asks anything of it */
 	struct {
 		uint32_t pid;		/* 0: no worker yet */
 		uint32_t reserved;
 		uint64_t start_time;	/* field 22 of /proc/PID/stat, clock ticks since boot */
-		uint64_t started;	/* newest round begun; stored before its system call */
-		uint64_t started_usec;	/* when, CLOCK_REALTIME */
+		uint64_t started_usec;	/* when the newest round began, CLOCK_REALTIME */
+		uint64_t started;	/* its number; stored before its system call */
 		uint64_t done;		/* newest round that returned; stored after everything else below */
 		uint64_t durable;	/* newest round that the host confirmed */
 		uint64_t failed;	/* newest round whose failure is a loss */

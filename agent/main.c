@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+
+#include "bus.h"
+#include "conf.h"
+#include "host.h"
+#include "hotplug.h"
+#include "lib/wire.h"
+#include "log.h"
+#include "manager.h"
+
+#ifndef PMEM_AGENT_CONF
+#define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
+#endif
+
+struct agent {
+	sd_event *event;
+	struct manager *manager;
+	struct bus *bus;
+	struct host *host;
+	struct hotplug *hotplug;
+	bool stopping;
+};
+
+static const char *conf_path = PMEM_AGENT_CONF;
+static const char *runtime_dir = PMEM_AGENT_RUNTIME_DIR;
+
+static void usage(void)
+{
+	printf("pmem-agent [--config FILE] [--runtime-dir DIR]\n\n"
+	       "Flushes asynchronous persistent-memory regions for the programs of this guest.\n\n"
+	       "  --config FILE      read FILE instead of %s\n"
+	       "  --runtime-dir DIR  keep the regions' pages in DIR instead of %s\n"
+	       "  --version          print the version\n"
+	       "  --help             print this\n\n"
+	       "See pmem-agent(8).\n",
+	       PMEM_AGENT_CONF, PMEM_AGENT_RUNTIME_DIR);
+}
+
+/* 1 to go on, 0 to end well, or a negative errno. */
+static int parse_arguments(int argc, char **argv)
+{
+	static const struct option options[] = {
+	    {"config", required_argument, NULL, 'c'},
+	    {"runtime-dir", required_argument, NULL, 'r'},
+	    {"version", no_argument, NULL, 'V'},
+	    {"help", no_argument, NULL, 'h'},
+	    {},
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "c:r:Vh", options, NULL)) >= 0)
+		switch (c) {
+		case 'c':
+			conf_path = optarg;
+			break;
+		case 'r':
+			runtime_dir = optarg;
+			break;
+		case 'V':
+			puts("pmem-agent " PMEM_AGENT_VERSION);
+			return 0;
+		case 'h':
+			usage();
+			return 0;
+		default:
+			return -EINVAL;
+		}
+	if (optind < argc) {
+		fprintf(stderr, "pmem-agent: unexpected argument '%s'\n", argv[optind]);
+		return -EINVAL;
+	}
+	return 1;
+}
+
+/* ---- stopping ---- */
+
+static void on_stopped(bool clean, void *userdata)
+{
+	struct agent *a = userdata;
+
+	host_shutdown(a->host, clean);
+	log_daemon(clean ? LOG_INFO : LOG_WARNING, LOG_EVENT_STOPPED, "stopping: %s",
+		   clean ? "every region is durable as of now" : "not every region could be flushed once more");
+	sd_event_exit(a->event, 0);
+}
+
+static int on_signal(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
+{
+	struct agent *a = userdata;
+
+	if (a->stopping)
+		return 0;
+	a->stopping = true;
+	sd_notify(false, "STOPPING=1");
+	manager_stop(a->manager, on_stopped, a);
+	return 0;
+}
+
+/* ---- starting ---- */
+
+static void report_problems(const struct conf *conf)
+{
+	for (unsigned int i = 0; i < conf->n_problems; i++)
+		log_daemon(LOG_WARNING, LOG_EVENT_CONFIG, "%s:%u: %s", conf->path, conf->problems[i].line,
+			   conf->problems[i].text);
+}
+
+static int set_up_event(struct agent *a)
+{
+	static const int signals[] = {SIGTERM, SIGINT};
+	int r = sd_event_default(&a->event);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
+		sigset_t set;
+
+		sigemptyset(&set);
+		sigaddset(&set, signals[i]);
+		if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+			return -errno;
+		r = sd_event_add_signal(a->event, NULL, signals[i], on_signal, a);
+		if (r < 0)
+			return r;
+	}
+	r = sd_event_set_watchdog(a->event, true);
+	return r < 0 ? r : 0;
+}
+
+static int start(struct agent *a)
+{
+	struct conf *conf;
+	int r = conf_load(conf_path, &conf);
+
+	if (r < 0) {
+		log_daemon(LOG_ERR, LOG_EVENT_CONFIG, "%s cannot be read: %s", conf_path, strerrordesc_np(-r));
+		return r;
+	}
+	report_problems(conf);
+	if (mkdir(runtime_dir, 0755) < 0 && errno != EEXIST)
+		return -errno;
+	r = set_up_event(a);
+	if (r < 0) {
+		conf_free(conf);
+		return r;
+	}
+	r = manager_new(a->event, conf, runtime_dir, &a->manager);
+	if (r < 0)
+		return r;
+	r = host_new(a->manager, &a->host);
+	if (r < 0)
+		return r;
+	r = hotplug_new(a->manager, a->host, &a->hotplug);
+	if (r < 0)
+		return r;
+	/* Between the first scan and the monitor's start a region may have come. */
+	r = manager_rescan(a->manager);
+	if (r < 0)
+		return r;
+	return bus_new(a->manager, &a->bus);
+}
+
+static void report_start(struct agent *a)
+{
+	unsigned int n = 0;
+
+	for (struct manager_region *mr = NULL; (mr = manager_next_region(a->manager, mr));)
+		n += manager_region_get(mr)->asynchronous;
+	if (n == 0)
+		log_daemon(LOG_NOTICE, LOG_EVENT_STARTED,
+			   "no asynchronous region here: nothing to do until one is plugged in or configured");
+	sd_notifyf(false, "READY=1\nSTATUS=%u asynchronous region%s", n, n == 1 ? "" : "s");
+}
+
+static void tear_down(struct agent *a)
+{
+	bus_free(a->bus);
+	hotplug_free(a->hotplug);
+	host_free(a->host);
+	manager_free(a->manager);
+	sd_event_unref(a->event);
+}
+
+int main(int argc, char **argv)
+{
+	struct agent agent = {};
+	int r = parse_arguments(argc, argv);
+
+	if (r <= 0)
+		return r < 0 ? 2 : 0;
+
+	/* Children are reaped by the kernel: that a worker has died shows on its socket. */
+	signal(SIGCHLD, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	log_open();
+	r = start(&agent);
+	if (r >= 0) {
+		report_start(&agent);
+		r = sd_event_loop(agent.event);
+	}
+	if (r < 0)
+		log_daemon(LOG_ERR, LOG_EVENT_STOPPED, "cannot go on: %s", strerrordesc_np(-r));
+	tear_down(&agent);
+	log_close();
+	return r < 0 ? 1 : 0;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * manager-private: what the three files of the owner's floor share
+ *
+ *   manager.c  which regions there are, and who is told
+ *   round.c    the rounds of one region: its worker, its page, its losses
+ *   request.c  from a door's call to its answer
+ */
+#pragma once
+
+#include <sys/queue.h>
+
+#include "lib/wire.h"
+#include "manager.h"
+#include "witness.h"
+#include "worker.h"
+
+struct manager_region {
+	struct manager *manager;
+	struct region *region;
+	struct flush *flush; /* NULL, with the page, where the agent cannot flush the region */
+	struct pmem_agent_page *page;
+	bool removed;        /* off the list; lives until its round in flight has ended and */
+	unsigned int n_pins; /* no request refers to it */
+
+	struct worker *worker; /* NULL until the first round, and after it died */
+	sd_event_source *worker_source;
+	sd_event_source *adopted_source; /* pidfd of the worker of an agent before us */
+	sd_event_source *run_source;     /* deferred: takes the actions of `flush` */
+	sd_event_source *stall_source;
+
+	struct target target;          /* of the round in flight */
+	struct target last_target;     /* of the last round confirmed */
+	char detail[MOUNT_DETAIL_MAX]; /* why the last round was not confirmed */
+	uint64_t published_loss;       /* number of the newest loss that was told */
+
+	void *bus_slot;
+	TAILQ_ENTRY(manager_region) entry;
+};
+
+TAILQ_HEAD(manager_region_list, manager_region);
+
+struct manager {
+	sd_event *event;
+	struct conf *conf;
+	const char *runtime_dir;
+	sd_id128_t boot_id, instance;
+	struct manager_region_list regions; /* by name */
+	struct manager_region_list removed;
+	struct manager_listener *listeners;
+
+	struct witness *witness; /* NULL: not set up, or not to be relied on any more */
+	sd_event_source *witness_source;
+
+	struct {
+		void (*done)(bool clean, void *userdata);
+		void *userdata;
+		sd_event_source *timer;
+		unsigned int waiting;
+		bool clean;
+	} stop;
+};
+
+/* One leaf's share of a request; the owner of a ticket in flush.c. */
+struct part {
+	struct request *request;
+	struct manager_region *region;
+	bool begun; /* its round has started */
+	bool answered;
+};
+
+struct request {
+	struct manager *manager;
+	int fd; /* -1 once every part has begun, and where there is none */
+	struct target target;
+	struct part parts[MOUNT_MAX_LEAVES];
+	unsigned int n_parts;
+	bool submitted;
+	struct request_result result;
+	request_done_t done;
+	void *userdata;
+};
+
+/* ---- manager.c ---- */
+
+void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
+struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
+
+/* ---- round.c ---- */
+
+/* A region that joins: takes `region` over, adopts its page. Not on any list yet. 0 or a negative errno. */
+int round_region_new(struct manager *m, struct region *region, struct manager_region **ret);
+struct manager_region *round_region_free(struct manager_region *mr); /* no round in flight, no request */
+DEFINE_CLEANUP(struct manager_region *, round_region_free)
+
+/* A request has come for the region, which stays valid until that has been answered. */
+void round_region_pin(struct manager_region *mr);
+void round_region_unpin(struct manager_region *mr);
+
+/* Off the list: what waits is answered, the round in flight keeps its own result, and then it is freed. */
+void round_region_remove(struct manager_region *mr);
+
+/* Latches the region, and tells everyone. */
+void round_lose(struct manager_region *mr, int error, enum flush_origin origin);
+
+/* "loss 1: Input/output error, noticed by witness" */
+void round_describe_loss(const struct manager_region *mr, char detail[static MOUNT_DETAIL_MAX]);
+
+/* Opens the witness; reads what it has seen so far, and latches what that hits. `except` is left alone: it has just
+ * been. */
+void round_witness_start(struct manager *m);
+void round_witness_read(struct manager *m, const struct manager_region *except);
+
+/* ---- request.c ---- */
+
+/* The round of this part has been handed to the worker, or failed to be: the descriptor may go when all have. */
+void request_part_begun(struct part *part);
+void request_part_answered(struct part *part, const struct flush_action *action);

@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <string.h>
+
+#include "log.h"
+#include "manager-private.h"
+#include "scan.h"
+
+/* ---- listeners ---- */
+
+void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr)
+{
+	struct manager_listener *next;
+
+	for (struct manager_listener *l = m->listeners; l; l = next) {
+		next = l->next;
+		l->notify(event, mr, l->userdata);
+	}
+}
+
+void manager_add_listener(struct manager *m, struct manager_listener *l)
+{
+	l->next = m->listeners;
+	m->listeners = l;
+}
+
+void manager_remove_listener(struct manager *m, struct manager_listener *l)
+{
+	for (struct manager_listener **p = &m->listeners; *p; p = &(*p)->next)
+		if (*p == l) {
+			*p = l->next;
+			return;
+		}
+}
+
+/* ---- looking things up ---- */
+
+struct manager_region *manager_next_region(const struct manager *m, const struct manager_region *after)
+{
+	return after ? TAILQ_NEXT(after, entry) : TAILQ_FIRST(&m->regions);
+}
+
+struct manager_region *manager_find_region(const struct manager *m, const char *name)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	if (strcmp(mr->region->name, name) == 0)
+		return mr;
+	return NULL;
+}
+
+struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	if (region_has_device(mr->region, devnum, character))
+		return mr;
+	return NULL;
+}
+
+const struct region *manager_region_get(const struct manager_region *mr)
+{
+	return mr->region;
+}
+
+void manager_region_get_status(const struct manager_region *mr, struct flush_status *ret)
+{
+	if (mr->flush)
+		flush_get_status(mr->flush, ret);
+	else
+		*ret = (struct flush_status){};
+}
+
+const struct target *manager_region_get_last_target(const struct manager_region *mr)
+{
+	return &mr->last_target;
+}
+
+void manager_region_get_page_path(const struct manager_region *mr, char *ret, size_t size)
+{
+	ret[0] = '\0';
+	if (mr->page)
+		worker_page_path(mr->manager->runtime_dir, mr->region->identity, ret, size);
+}
+
+void manager_region_set_bus_slot(struct manager_region *mr, void *slot)
+{
+	mr->bus_slot = slot;
+}
+
+void *manager_region_get_bus_slot(const struct manager_region *mr)
+{
+	return mr->bus_slot;
+}
+
+sd_event *manager_get_event(const struct manager *m)
+{
+	return m->event;
+}
+
+const struct conf *manager_get_conf(const struct manager *m)
+{
+	return m->conf;
+}
+
+sd_id128_t manager_get_boot_id(const struct manager *m)
+{
+	return m->boot_id;
+}
+
+sd_id128_t manager_get_instance(const struct manager *m)
+{
+	return m->instance;
+}
+
+const char *manager_get_basis(const struct manager *m)
+{
+	return m->witness ? "watched" : "own-flush";
+}
+
+/* ---- which regions there are ---- */
+
+static void remove_region(struct manager *m, struct manager_region *mr)
+{
+	log_region(LOG_INFO, LOG_EVENT_REGION_REMOVED, mr->region->name, 0, "%s has been removed", mr->region->name);
+	TAILQ_REMOVE(&m->regions, mr, entry);
+	manager_notify(m, MANAGER_REGION_REMOVED, mr);
+	round_region_remove(mr);
+}
+
+static int add_region(struct manager *m, struct region **region)
+{
+	struct manager_region *mr = NULL, *before;
+	int r = round_region_new(m, *region, &mr);
+
+	if (r < 0) {
+		log_region(LOG_ERR, LOG_EVENT_NONE, (*region)->name, 0, "%s cannot be served: %s", (*region)->name,
+			   strerrordesc_np(-r));
+		return r;
+	}
+	*region = NULL;
+
+	TAILQ_FOREACH(before, &m->regions, entry)
+	if (strverscmp(before->region->name, mr->region->name) > 0)
+		break;
+	if (before)
+		TAILQ_INSERT_BEFORE(before, mr, entry);
+	else
+		TAILQ_INSERT_TAIL(&m->regions, mr, entry);
+
+	log_region(LOG_INFO, LOG_EVENT_REGION_ADDED, mr->region->name, 0, "%s: %s, %s, method %s", mr->region->name,
+		   mr->region->provider, mr->region->asynchronous ? "asynchronous" : "synchronous",
+		   region_method_to_string(mr->region->method));
+	manager_notify(m, MANAGER_REGION_ADDED, mr);
+	return 0;
+}
+
+/* Whether the rounds can go on as they are after a scan that saw something new. */
+static bool same_way_to_flush(const struct region *a, const struct region *b)
+{
+	return strcmp(a->identity, b->identity) == 0 && a->method == b->method &&
+	       (a->flush_namespace ? a->flush_namespace->devnum : 0) ==
+		   (b->flush_namespace ? b->flush_namespace->devnum : 0);
+}
+
+static struct region **find_in(struct region_list *list, const char *name)
+{
+	for (unsigned int i = 0; i < list->n_regions; i++)
+		if (list->regions[i] && strcmp(list->regions[i]->name, name) == 0)
+			return &list->regions[i];
+	return NULL;
+}
+
+static void update_region(struct manager *m, struct manager_region *mr, struct region **seen)
+{
+	struct region *old = mr->region;
+
+	if (!seen || !same_way_to_flush(old, *seen)) {
+		remove_region(m, mr);
+		return;
+	}
+	if (!region_equal(old, *seen)) {
+		mr->region = *seen;
+		*seen = old;
+		manager_notify(m, MANAGER_REGION_CHANGED, mr);
+	}
+	*seen = region_free(*seen);
+}
+
+int manager_rescan(struct manager *m)
+{
+	struct manager_region *mr, *next;
+	struct region_list list = {};
+	int r;
+
+	r = scan_regions(&list);
+	if (r < 0)
+		return r;
+
+	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
+		next = TAILQ_NEXT(mr, entry);
+		if (mr->region->kind != REGION_KIND_EMULATED)
+			update_region(m, mr, find_in(&list, mr->region->name));
+	}
+	for (unsigned int i = 0; i < list.n_regions; i++)
+		if (list.regions[i])
+			add_region(m, &list.regions[i]);
+
+	region_list_clear(&list);
+	return 0;
+}
+
+static void add_emulated(struct manager *m)
+{
+	for (unsigned int i = 0; i < m->conf->n_regions; i++) {
+		const struct conf_region *c = &m->conf->regions[i];
+		_cleanup_(region_freep) struct region *region = NULL;
+		int r;
+
+		if (!c->emulate[0])
+			continue;
+		r = scan_emulated(c->name, c->emulate, &region);
+		if (r < 0)
+			log_region(LOG_ERR, LOG_EVENT_CONFIG, c->name, 0, "%s: Emulate=%s: %s", c->name, c->emulate,
+				   strerrordesc_np(-r));
+		else
+			add_region(m, &region);
+	}
+}
+
+/* ---- the manager ---- */
+
+int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, struct manager **ret)
+{
+	_cleanup_(manager_freep) struct manager *m = calloc(1, sizeof(*m));
+	int r;
+
+	if (!m) {
+		conf_free(conf);
+		return -ENOMEM;
+	}
+	TAILQ_INIT(&m->regions);
+	TAILQ_INIT(&m->removed);
+	m->event = sd_event_ref(event);
+	m->conf = conf;
+	m->runtime_dir = runtime_dir;
+	r = sd_id128_get_boot(&m->boot_id);
+	if (r < 0)
+		return r;
+	r = sd_id128_randomize(&m->instance);
+	if (r < 0)
+		return r;
+
+	add_emulated(m);
+	r = manager_rescan(m);
+	if (r < 0)
+		return r;
+	round_witness_start(m);
+
+	*ret = m;
+	m = NULL;
+	return 0;
+}
+
+static void free_list(struct manager_region_list *list)
+{
+	struct manager_region *mr;
+
+	while ((mr = TAILQ_FIRST(list))) {
+		TAILQ_REMOVE(list, mr, entry);
+		round_region_free(mr);
+	}
+}
+
+struct manager *manager_free(struct manager *m)
+{
+	if (!m)
+		return NULL;
+	free_list(&m->regions);
+	free_list(&m->removed);
+	sd_event_source_disable_unref(m->witness_source);
+	sd_event_source_disable_unref(m->stop.timer);
+	witness_free(m->witness);
+	conf_free(m->conf);
+	sd_event_unref(m->event);
+	free(m);
+	return NULL;
+}
+
+/* ---- stopping ---- */
+
+static void stopped(struct manager *m)
+{
+	void (*done)(bool clean, void *userdata) = m->stop.done;
+
+	m->stop.timer = sd_event_source_disable_unref(m->stop.timer);
+	m->stop.done = NULL;
+	if (done)
+		done(m->stop.clean, m->stop.userdata);
+}
+
+static void on_stop_flush(const struct request_result *result, void *userdata)
+{
+	struct manager *m = userdata;
+
+	if (result->answer != PMEM_AGENT_DURABLE)
+		m->stop.clean = false;
+	if (--m->stop.waiting == 0)
+		stopped(m);
+}
+
+/* Also where there was nothing to wait for: `done` is never called from within manager_stop(). */
+static int on_stop_timer(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct manager *m = userdata;
+
+	if (m->stop.waiting > 0)
+		m->stop.clean = false;
+	stopped(m);
+	return 0;
+}
+
+void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), void *userdata)
+{
+	struct manager_region *mr;
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+
+	m->stop.done = done;
+	m->stop.userdata = userdata;
+	m->stop.clean = true;
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	{
+		int r;
+
+		if (!mr->flush)
+			continue;
+		r = manager_flush_region(m, mr, on_stop_flush, m, &request, detail);
+		if (r == 0)
+			m->stop.waiting++;
+		else
+			m->stop.clean = false;
+	}
+	if (sd_event_add_time_relative(m->event, &m->stop.timer, CLOCK_MONOTONIC,
+				       m->stop.waiting > 0 ? m->conf->stop_usec : 0, 1, on_stop_timer, m) < 0)
+		stopped(m);
+}

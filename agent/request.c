@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * request: from a door's call to its answer, over one region or several
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "closer.h"
+#include "manager-private.h"
+
+static struct request *request_free(struct request *r)
+{
+	if (!r)
+		return NULL;
+	for (unsigned int i = 0; r->submitted && i < r->n_parts; i++)
+		round_region_unpin(r->parts[i].region);
+	/* Not every part has begun: this may be the last reference to a file, whose release can block. */
+	if (r->fd >= 0)
+		closer_close(r->fd);
+	free(r);
+	return NULL;
+}
+DEFINE_CLEANUP(struct request *, request_free)
+
+/* ---- whether there is a request at all ---- */
+
+/* A file that stands for a region: its descriptor stands for the region too. */
+static struct manager_region *find_emulated(const struct manager *m, int fd)
+{
+	struct manager_region *mr;
+	struct statx stx;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) < 0)
+		return NULL;
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	if (mr->region->method == REGION_METHOD_FILE &&
+	    mr->region->emulate_device == makedev(stx.stx_dev_major, stx.stx_dev_minor) &&
+	    mr->region->emulate_inode == stx.stx_ino)
+		return mr;
+	return NULL;
+}
+
+/* What the agent says of a region that it cannot flush. */
+static int check_method(const struct region *region, char detail[static MOUNT_DETAIL_MAX])
+{
+	switch (region->method) {
+	case REGION_METHOD_BLOCK:
+	case REGION_METHOD_DEEP_FLUSH:
+	case REGION_METHOD_FILE:
+		return 0;
+	case REGION_METHOD_CPU_FLUSH:
+		snprintf(detail, MOUNT_DETAIL_MAX,
+			 "%s is synchronous: a store is durable after its CPU flush, a file after its fsync",
+			 region->name);
+		return PMEM_AGENT_SYNCHRONOUS;
+	case REGION_METHOD_HOST:
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s is device-dax on %s: no flush exists inside the guest",
+			 region->name, region->provider);
+		return PMEM_AGENT_IMPOSSIBLE;
+	case REGION_METHOD_IMPOSSIBLE:
+	case N_REGION_METHODS:
+		break;
+	}
+	snprintf(detail, MOUNT_DETAIL_MAX, "%s: %s", region->name,
+		 region->n_evidence > 0 ? region->evidence[region->n_evidence - 1] : "no way to flush it");
+	return PMEM_AGENT_IMPOSSIBLE;
+}
+
+/*
+ * The regions below the target. `answer` is what mount.c said: a filesystem that it refuses is refused as such only
+ * if there is a region below it.
+ */
+static int find_parts(struct request *r, int answer, char detail[static MOUNT_DETAIL_MAX])
+{
+	const struct leaf *other = NULL;
+
+	for (unsigned int i = 0; i < r->target.n_leaves; i++) {
+		struct manager_region *mr =
+		    manager_find_device(r->manager, r->target.leaves[i].devnum, r->target.leaves[i].character);
+
+		if (mr)
+			r->parts[r->n_parts++] = (struct part){.request = r, .region = mr};
+		else
+			other = &r->target.leaves[i];
+	}
+
+	if (r->n_parts == 0 && (other || answer == 0)) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s is on %s, which is no persistent memory", r->target.source,
+			 other ? other->name : "no device");
+		return PMEM_AGENT_ORDINARY;
+	}
+	if (answer != 0)
+		return answer;
+	if (other) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s is partly on %s, which is no persistent memory",
+			 r->target.source, other->name);
+		return PMEM_AGENT_MIXED;
+	}
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		answer = check_method(r->parts[i].region->region, detail);
+		if (answer != 0)
+			return answer;
+	}
+	return 0;
+}
+
+static int describe_refusal(const struct manager_region *mr, int answer, char detail[static MOUNT_DETAIL_MAX])
+{
+	const char *name = mr->region->name;
+
+	switch (answer) {
+	case PMEM_AGENT_LOST:
+		round_describe_loss(mr, detail);
+		break;
+	case PMEM_AGENT_BUSY:
+		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait for %s already", mr->manager->conf->queue_depth,
+			 name);
+		break;
+	case PMEM_AGENT_GONE:
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s has been removed", name);
+		break;
+	}
+	return answer;
+}
+
+/* All parts queue up, or none does. */
+static int submit(struct request *r, char detail[static MOUNT_DETAIL_MAX])
+{
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		struct manager_region *mr = r->parts[i].region;
+		int answer = flush_arrive(mr->flush, &r->target.flush, &r->parts[i]);
+
+		if (answer != 0) {
+			while (i-- > 0)
+				flush_forget(r->parts[i].region->flush, &r->parts[i]);
+			return describe_refusal(mr, answer, detail);
+		}
+	}
+	r->submitted = true;
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		round_region_pin(r->parts[i].region);
+	return 0;
+}
+
+static struct request *request_new(struct manager *m, int fd, request_done_t done, void *userdata)
+{
+	struct request *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return NULL;
+	r->manager = m;
+	r->fd = fd;
+	r->done = done;
+	r->userdata = userdata;
+	return r;
+}
+
+static int finish_new(struct request **r, int answer, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+{
+	(*r)->result.scope = (*r)->target.flush.scope;
+	if (answer == 0)
+		answer = submit(*r, detail);
+	if (answer != 0)
+		return answer;
+	*ret = *r;
+	*r = NULL;
+	return 0;
+}
+
+/* A region as a target; its leaf is what a round checks before and after. */
+static void target_region(const struct manager_region *mr, struct request *r)
+{
+	const struct namespace *ns = mr->region->flush_namespace;
+
+	r->target = (struct target){.flush.scope = FLUSH_REGION};
+	snprintf(r->target.source, sizeof(r->target.source), "%s", mr->region->name);
+	if (ns) {
+		r->target.device = ns->devnum;
+		r->target.n_leaves = 1;
+		r->target.leaves[0].devnum = ns->devnum;
+		snprintf(r->target.leaves[0].name, sizeof(r->target.leaves[0].name), "%s", ns->device);
+	}
+	r->parts[r->n_parts++] = (struct part){.request = r, .region = (struct manager_region *)mr};
+}
+
+int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, request_done_t done, void *userdata,
+		     struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+{
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, done, userdata);
+	struct manager_region *emulated;
+	int answer;
+
+	if (!r) {
+		closer_close(fd);
+		return -ENOMEM;
+	}
+	emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(m, fd);
+	if (emulated) {
+		target_region(emulated, r);
+		return finish_new(&r, 0, ret, detail);
+	}
+
+	answer = mount_resolve_fd(fd, scope, &r->target, detail);
+	if (answer < 0)
+		return answer;
+	answer = find_parts(r, answer, detail);
+	return finish_new(&r, answer, ret, detail);
+}
+
+int manager_flush_path(struct manager *m, const char *path, request_done_t done, void *userdata, struct request **ret,
+		       char detail[static MOUNT_DETAIL_MAX])
+{
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+	int answer;
+
+	if (!r)
+		return -ENOMEM;
+	answer = mount_resolve_path(path, &r->target, detail);
+	if (answer < 0)
+		return answer;
+	if (answer != PMEM_AGENT_NOT_FOUND)
+		answer = find_parts(r, answer, detail);
+	return finish_new(&r, answer, ret, detail);
+}
+
+int manager_flush_region(struct manager *m, struct manager_region *mr, request_done_t done, void *userdata,
+			 struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+{
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+
+	if (!r)
+		return -ENOMEM;
+	target_region(mr, r);
+	return finish_new(&r, check_method(mr->region, detail), ret, detail);
+}
+
+/* ---- what becomes of it ---- */
+
+static void withdraw(struct request *r)
+{
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		if (!r->parts[i].answered)
+			flush_forget(r->parts[i].region->flush, &r->parts[i]);
+}
+
+void request_cancel(struct request *r)
+{
+	if (!r)
+		return;
+	withdraw(r);
+	request_free(r);
+}
+
+void request_part_begun(struct part *part)
+{
+	struct request *r = part->request;
+
+	part->begun = true;
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		if (!r->parts[i].begun)
+			return;
+	/* The worker holds it now, so that this is never the last reference. */
+	r->fd = safe_close(r->fd);
+}
+
+static void describe_answer(const struct manager_region *mr, enum pmem_agent_answer answer,
+			    char detail[static MOUNT_DETAIL_MAX])
+{
+	if (answer == PMEM_AGENT_LOST || answer == PMEM_AGENT_GONE)
+		describe_refusal(mr, (int)answer, detail);
+	else
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s", mr->detail);
+}
+
+void request_part_answered(struct part *part, const struct flush_action *action)
+{
+	struct request *r = part->request;
+	struct request_result *result = &r->result;
+	struct flush_status status;
+
+	part->answered = true;
+	result->answer = action->answer;
+	result->error = action->error;
+
+	if (action->answer == PMEM_AGENT_DURABLE) {
+		result->epochs[result->n_epochs++] =
+		    (struct request_epoch){.region = part->region, .epoch = action->round};
+		if (result->durable_usec == 0 || action->durable_usec < result->durable_usec)
+			result->durable_usec = action->durable_usec;
+		if (result->n_epochs < r->n_parts)
+			return;
+		/* The first to confirm may have lost something since. */
+		for (unsigned int i = 0; i < r->n_parts && result->answer == PMEM_AGENT_DURABLE; i++) {
+			manager_region_get_status(r->parts[i].region, &status);
+			if (status.loss.number == 0)
+				continue;
+			result->answer = PMEM_AGENT_LOST;
+			result->error = status.loss.error;
+			part = &r->parts[i];
+		}
+	}
+
+	if (result->answer == PMEM_AGENT_DURABLE)
+		result->basis = manager_get_basis(r->manager);
+	else
+		describe_answer(part->region, result->answer, result->detail);
+	withdraw(r);
+	r->done(result, r->userdata);
+	request_free(r);
+}

@@ -1,0 +1,615 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * round: from flush.c's actions to a worker's call and back, one region at a time
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/sysmacros.h>
+
+#include "answer.h"
+#include "log.h"
+#include "manager-private.h"
+#include "sysfs.h"
+
+/* There may be something to start or to answer: from the loop, not from within the call. */
+static void kick(struct manager_region *mr)
+{
+	if (mr->run_source)
+		sd_event_source_set_enabled(mr->run_source, SD_EVENT_ONESHOT);
+}
+
+static void status_of(const struct manager_region *mr, struct flush_status *ret)
+{
+	manager_region_get_status(mr, ret);
+}
+
+static uint64_t epoch_of(const struct manager_region *mr)
+{
+	struct flush_status status;
+
+	status_of(mr, &status);
+	return status.epoch;
+}
+
+/* ---- losses ---- */
+
+void round_describe_loss(const struct manager_region *mr, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct flush_status status;
+
+	status_of(mr, &status);
+	snprintf(detail, MOUNT_DETAIL_MAX, "%s has lost stores: loss %" PRIu64 ", %s, noticed by %s", mr->region->name,
+		 status.loss.number, strerrordesc_np(status.loss.error), flush_origin_to_string(status.loss.origin));
+}
+
+/*
+ * Tells a new loss, the page first: whoever reads of it anywhere else must find it there. A removed region leaves the
+ * page alone, which may be its successor's by now.
+ */
+static void publish_loss(struct manager_region *mr)
+{
+	struct pmem_agent_page *page = mr->page;
+	struct flush_status status;
+	char detail[MOUNT_DETAIL_MAX];
+
+	status_of(mr, &status);
+	if (status.loss.number <= mr->published_loss)
+		return;
+	mr->published_loss = status.loss.number;
+
+	if (!mr->removed) {
+		page->agent.loss_error = status.loss.error;
+		page->agent.loss_origin = status.loss.origin;
+		page->agent.loss_round = status.loss.round;
+		page->agent.loss_usec = status.loss.usec;
+		__atomic_store_n(&page->agent.loss, status.loss.number, __ATOMIC_RELEASE);
+		/* Only now: between the two the page must say lost by either. */
+		__atomic_store_n(&page->agent.failed_seen, page->worker.failed, __ATOMIC_RELEASE);
+	}
+
+	round_describe_loss(mr, detail);
+	log_region(LOG_CRIT, LOG_EVENT_LOST, mr->region->name, status.epoch, "%s", detail);
+	manager_notify(mr->manager, MANAGER_LOST, mr);
+	kick(mr);
+}
+
+void round_lose(struct manager_region *mr, int error, enum flush_origin origin)
+{
+	if (!mr->flush)
+		return;
+	flush_lose(mr->flush, error, origin, now_usec(CLOCK_REALTIME));
+	publish_loss(mr);
+}
+
+/* One call failed for all leaves of the target, and which of them it was is not told. */
+static void lose_peers(struct manager_region *mr, int error)
+{
+	for (unsigned int i = 0; i < mr->target.n_leaves; i++) {
+		struct manager_region *peer =
+		    manager_find_device(mr->manager, mr->target.leaves[i].devnum, mr->target.leaves[i].character);
+
+		if (peer && peer != mr)
+			round_lose(peer, error, FLUSH_ORIGIN_PEER);
+	}
+}
+
+/* ---- the witness ---- */
+
+/* The disk of a partition, or the disk itself. -ENOENT: the device is no more. */
+static int mount_get_disk(dev_t devnum, dev_t *ret)
+{
+	_cleanup_free_ char *path = sysfs_resolve("/sys/dev/block/%u:%u", major(devnum), minor(devnum));
+
+	if (!path)
+		return -errno;
+	return sysfs_read_devnum(ret, sysfs_exists("%s/partition", path) ? "%s/../dev" : "%s/dev", path);
+}
+
+/* The region whose I/O failed; one that is not known yet is looked for. */
+static struct manager_region *find_hit(struct manager *m, dev_t disk)
+{
+	struct manager_region *mr = manager_find_device(m, disk, false);
+
+	if (!mr && manager_rescan(m) >= 0)
+		mr = manager_find_device(m, disk, false);
+	return mr;
+}
+
+static void witness_error(struct manager *m, const struct witness_entry *e, const struct manager_region *except)
+{
+	struct manager_region *mr;
+	dev_t disk;
+
+	if (mount_get_disk(e->devnum, &disk) >= 0) {
+		mr = find_hit(m, disk);
+		if (mr && mr != except)
+			round_lose(mr, e->error, FLUSH_ORIGIN_WITNESS);
+		return;
+	}
+
+	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	if (mr != except && mr->region->flush_namespace &&
+	    major(mr->region->flush_namespace->devnum) == major(e->devnum))
+		round_lose(mr, e->error, FLUSH_ORIGIN_WITNESS);
+}
+
+static void witness_overrun(struct manager *m, const struct manager_region *except)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	if (mr != except)
+		round_lose(mr, EIO, FLUSH_ORIGIN_OVERRUN);
+}
+
+void round_witness_read(struct manager *m, const struct manager_region *except)
+{
+	struct witness_entry entry;
+	int r;
+
+	while (m->witness && (r = witness_next(m->witness, &entry)) != 0) {
+		if (r < 0) {
+			log_daemon(LOG_ERR, LOG_EVENT_WITNESS,
+				   "cannot read the trace instance any more (%s): errors that others take go unseen",
+				   strerrordesc_np(-r));
+			m->witness_source = sd_event_source_disable_unref(m->witness_source);
+			m->witness = witness_free(m->witness);
+			return;
+		}
+		switch (entry.type) {
+		case WITNESS_ENTRY_NONE:
+			break;
+		case WITNESS_ENTRY_ERROR:
+			witness_error(m, &entry, except);
+			break;
+		case WITNESS_ENTRY_OVERRUN:
+			witness_overrun(m, except);
+			break;
+		}
+	}
+}
+
+/*
+ * While a round of ours is in flight its own error comes this way too: the end of the round reads the witness, and
+ * counts that as one loss. The source is level-triggered, so it is off until then.
+ */
+static int on_witness(sd_event_source *source, int fd, uint32_t events, void *userdata)
+{
+	struct manager *m = userdata;
+	struct manager_region *mr;
+	struct flush_status status;
+
+	TAILQ_FOREACH(mr, &m->regions, entry)
+	{
+		status_of(mr, &status);
+		if (status.state == FLUSH_IN_FLIGHT)
+			return sd_event_source_set_enabled(source, SD_EVENT_OFF);
+	}
+	round_witness_read(m, NULL);
+	return 0;
+}
+
+void round_witness_start(struct manager *m)
+{
+	int r = witness_open(WITNESS_INSTANCE, &m->witness);
+
+	if (r >= 0)
+		r = sd_event_add_io(m->event, &m->witness_source, witness_get_fd(m->witness), EPOLLIN, on_witness, m);
+	if (r < 0) {
+		m->witness = witness_free(m->witness);
+		log_daemon(
+		    LOG_NOTICE, LOG_EVENT_WITNESS,
+		    "no trace instance (%s): an I/O error that another program takes goes unseen, answers rest on "
+		    "own-flush only",
+		    strerrordesc_np(-r));
+		return;
+	}
+	round_witness_read(m, NULL);
+}
+
+/* ---- a round ends ---- */
+
+static enum pmem_agent_answer answer_of(struct manager_region *mr, const struct worker_result *result)
+{
+	if (result->error == 0)
+		return PMEM_AGENT_DURABLE;
+	if (result->flushed)
+		return answer_from_flush_errno(result->error);
+	snprintf(mr->detail, sizeof(mr->detail), "%s could not be opened for the flush: %s", mr->target.source,
+		 strerrordesc_np(result->error));
+	return PMEM_AGENT_UNKNOWN;
+}
+
+static void end_round(struct manager_region *mr, const struct worker_result *result, enum flush_origin origin)
+{
+	struct manager *m = mr->manager;
+	enum pmem_agent_answer answer = answer_of(mr, result);
+	struct flush_status before, after;
+	int error = result->error, r;
+
+	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
+	status_of(mr, &before);
+
+	if (answer == PMEM_AGENT_DURABLE) {
+		/* Confirmed, unless its flush cannot have reached the host, or somebody took an error meanwhile. */
+		r = mount_check(&mr->target, mr->detail);
+		if (r != 0) {
+			answer = PMEM_AGENT_UNKNOWN;
+			error = r < 0 ? -r : 0;
+		}
+		round_witness_read(m, NULL);
+	}
+	flush_done(mr->flush, result->round, answer, error, origin, now_usec(CLOCK_REALTIME));
+	publish_loss(mr);
+	if (answer == PMEM_AGENT_LOST) {
+		lose_peers(mr, error);
+		round_witness_read(m, mr);
+	}
+	if (m->witness_source)
+		sd_event_source_set_enabled(m->witness_source, SD_EVENT_ON);
+
+	status_of(mr, &after);
+	if (before.state == FLUSH_STALLED) {
+		log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, after.epoch,
+			   "%s: the host has answered after %.1f s", mr->region->name,
+			   (double)(now_usec(CLOCK_REALTIME) - before.in_flight_usec) / USEC_PER_SEC);
+		manager_notify(m, MANAGER_RECOVERED, mr);
+	}
+	if (after.epoch != before.epoch) {
+		mr->last_target = mr->target;
+		__atomic_store_n(&mr->page->agent.epoch, after.epoch, __ATOMIC_RELEASE);
+	}
+	manager_notify(m, after.epoch != before.epoch ? MANAGER_DURABLE : MANAGER_ROUND, mr);
+	kick(mr);
+}
+
+/* The child is gone. What it wrote into the page before is as good as what it would have said. */
+static void end_worker(struct manager_region *mr)
+{
+	const struct pmem_agent_page *page = mr->page;
+	enum flush_origin origin = FLUSH_ORIGIN_ROUND;
+	struct worker_result result = {};
+	struct flush_status status;
+
+	mr->worker_source = sd_event_source_disable_unref(mr->worker_source);
+	mr->worker = worker_free(mr->worker);
+
+	status_of(mr, &status);
+	if (status.state == FLUSH_IDLE)
+		return;
+
+	result.round = status.started;
+	if (page->worker.done != status.started) {
+		snprintf(mr->detail, sizeof(mr->detail), "the worker of %s died during the flush", mr->region->name);
+		result.error = EIO;
+		result.flushed = 1;
+		origin = FLUSH_ORIGIN_WORKER;
+	} else if (page->worker.failed == status.started) {
+		result.error = page->worker.error;
+		result.flushed = 1;
+	} else if (page->worker.durable != status.started) {
+		result.error = ECHILD;
+	}
+	end_round(mr, &result, origin);
+}
+
+static int on_worker(sd_event_source *source, int fd, uint32_t events, void *userdata)
+{
+	struct manager_region *mr = userdata;
+	struct worker_result result;
+	int r = worker_collect(mr->worker, &result);
+
+	if (r == 0)
+		end_round(mr, &result, FLUSH_ORIGIN_ROUND);
+	else if (r == -EPIPE)
+		end_worker(mr);
+	return 0;
+}
+
+/* ---- a round begins ---- */
+
+static int ensure_worker(struct manager_region *mr)
+{
+	_cleanup_(worker_freep) struct worker *worker = NULL;
+	int r;
+
+	if (mr->worker)
+		return 0;
+	r = worker_start(mr->page, &worker);
+	if (r < 0)
+		return r;
+	r = sd_event_add_io(mr->manager->event, &mr->worker_source, worker_get_fd(worker), EPOLLIN, on_worker, mr);
+	if (r < 0)
+		return r;
+	mr->worker = worker;
+	worker = NULL;
+	return 0;
+}
+
+static void plan_region(const struct region *region, struct worker_round *ret)
+{
+	switch (region->method) {
+	case REGION_METHOD_BLOCK:
+		ret->call = WORKER_NODE;
+		snprintf(ret->path, sizeof(ret->path), "/dev/%s", region->flush_namespace->device);
+		ret->device = region->flush_namespace->devnum;
+		break;
+	case REGION_METHOD_DEEP_FLUSH:
+		ret->call = WORKER_DEEP_FLUSH;
+		snprintf(ret->path, sizeof(ret->path), "%s/deep_flush", region->syspath);
+		break;
+	case REGION_METHOD_FILE:
+		ret->call = WORKER_NODE;
+		snprintf(ret->path, sizeof(ret->path), "%s", region->emulate);
+		ret->device = region->emulate_device;
+		ret->inode = region->emulate_inode;
+		break;
+	case REGION_METHOD_HOST:
+	case REGION_METHOD_CPU_FLUSH:
+	case REGION_METHOD_IMPOSSIBLE:
+	case N_REGION_METHODS:
+		break;
+	}
+}
+
+static void plan(const struct region *region, const struct target *target, bool have_fd, struct worker_round *ret)
+{
+	switch (target->flush.scope) {
+	case FLUSH_FILE:
+		ret->call = WORKER_FSYNC;
+		break;
+	case FLUSH_FILE_DATA:
+		ret->call = WORKER_FDATASYNC;
+		break;
+	case FLUSH_FILESYSTEM:
+		ret->call = WORKER_SYNCFS;
+		if (!have_fd) {
+			snprintf(ret->path, sizeof(ret->path), "%s", target->source);
+			ret->device = target->device;
+		}
+		if (!target->syncfs_is_enough && region->flush_namespace) {
+			snprintf(ret->then, sizeof(ret->then), "/dev/%s", region->flush_namespace->device);
+			ret->then_device = region->flush_namespace->devnum;
+		}
+		break;
+	case FLUSH_REGION:
+	case N_FLUSH_SCOPES:
+		plan_region(region, ret);
+		break;
+	}
+}
+
+static void begin_round(struct manager_region *mr, const struct flush_action *action)
+{
+	struct part *part = action->owner;
+	struct worker_round round = {.round = action->round};
+	enum pmem_agent_answer answer = PMEM_AGENT_UNKNOWN;
+	int fd = part->request->fd, r;
+
+	mr->target = part->request->target;
+	mr->detail[0] = '\0';
+	r = mount_check(&mr->target, mr->detail);
+	if (r > 0)
+		answer = (enum pmem_agent_answer)r;
+	if (r == 0)
+		r = ensure_worker(mr);
+	if (r == 0) {
+		plan(mr->region, &mr->target, fd >= 0, &round);
+		r = worker_begin(mr->worker, &round, fd);
+	}
+	request_part_begun(part);
+	if (r != 0) {
+		if (r < 0)
+			snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s",
+				 mr->region->name, strerrordesc_np(-r));
+		flush_done(mr->flush, action->round, answer, r < 0 ? -r : 0, FLUSH_ORIGIN_NONE, 0);
+		return;
+	}
+
+	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
+	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
+	manager_notify(mr->manager, MANAGER_ROUND, mr);
+}
+
+static int on_stall(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct manager_region *mr = userdata;
+
+	if (!flush_stall(mr->flush))
+		return 0;
+	log_region(LOG_WARNING, LOG_EVENT_STALLED, mr->region->name, epoch_of(mr),
+		   "%s: the host has not answered a flush for %.1f s", mr->region->name,
+		   (double)mr->manager->conf->stall_usec / USEC_PER_SEC);
+	manager_notify(mr->manager, MANAGER_STALLED, mr);
+	if (mr->manager->witness_source)
+		sd_event_source_set_enabled(mr->manager->witness_source, SD_EVENT_ON);
+	return 0;
+}
+
+static int on_run(sd_event_source *source, void *userdata)
+{
+	struct manager_region *mr = userdata;
+	struct flush_action action;
+	struct flush_status status;
+
+	while (flush_next(mr->flush, now_usec(CLOCK_REALTIME), &action)) {
+		switch (action.type) {
+		case FLUSH_ACT_START:
+			begin_round(mr, &action);
+			break;
+		case FLUSH_ACT_ANSWER:
+			request_part_answered(action.owner, &action);
+			break;
+		}
+	}
+
+	status_of(mr, &status);
+	if (mr->removed && mr->n_pins == 0 && (status.state == FLUSH_IDLE || !mr->worker)) {
+		TAILQ_REMOVE(&mr->manager->removed, mr, entry);
+		round_region_free(mr);
+	}
+	return 0;
+}
+
+/* ---- a region joins and leaves ---- */
+
+/*
+ * What the agent before us left, once its worker is known to have ended. A round that it began and nobody ended has an
+ * outcome that nobody will ever know.
+ */
+static void settle_page(struct manager_region *mr)
+{
+	const struct pmem_agent_page *page = mr->page;
+
+	if (page->worker.failed > page->agent.failed_seen)
+		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
+	else if (page->worker.started > page->worker.done)
+		round_lose(mr, EIO, FLUSH_ORIGIN_WORKER);
+}
+
+static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *userdata)
+{
+	struct manager_region *mr = userdata;
+
+	mr->adopted_source = sd_event_source_disable_unref(mr->adopted_source);
+	round_witness_read(mr->manager, NULL);
+	settle_page(mr);
+	flush_adopted(mr->flush, mr->page->worker.started);
+	log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, epoch_of(mr),
+		   "%s: the worker of the agent before this one has ended", mr->region->name);
+	manager_notify(mr->manager, MANAGER_RECOVERED, mr);
+	kick(mr);
+	return 0;
+}
+
+static int adopt(struct manager_region *mr)
+{
+	const struct pmem_agent_page *page = mr->page;
+	_cleanup_close_ int fd = -1;
+	int r;
+
+	if (page->agent.loss > page->agent.acknowledged) {
+		struct flush_loss loss = {
+		    .number = page->agent.loss,
+		    .error = page->agent.loss_error,
+		    .origin = page->agent.loss_origin,
+		    .round = page->agent.loss_round,
+		    .usec = page->agent.loss_usec,
+		};
+
+		flush_restore_loss(mr->flush, &loss);
+		mr->published_loss = loss.number;
+	}
+
+	fd = worker_find(page);
+	if (fd == -ESRCH) {
+		settle_page(mr);
+		return 0;
+	}
+	if (fd < 0)
+		return fd;
+	r = sd_event_add_io(mr->manager->event, &mr->adopted_source, fd, EPOLLIN, on_adopted, mr);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_io_fd_own(mr->adopted_source, true);
+	if (r < 0)
+		return r;
+	fd = -1;
+	flush_adopt(mr->flush,
+		    page->worker.started > page->worker.done ? page->worker.started_usec : now_usec(CLOCK_REALTIME));
+	return 0;
+}
+
+/* What only a region has that the agent flushes. */
+static int prepare(struct manager_region *mr)
+{
+	struct manager *m = mr->manager;
+	int r;
+
+	r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &mr->page);
+	if (r < 0)
+		return r;
+	mr->flush = flush_new(m->conf->queue_depth, mr->page->worker.started, mr->page->agent.epoch);
+	if (!mr->flush)
+		return -ENOMEM;
+	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
+
+	r = sd_event_add_defer(m->event, &mr->run_source, on_run, mr);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_enabled(mr->run_source, SD_EVENT_OFF);
+	if (r < 0)
+		return r;
+	r = sd_event_add_time(m->event, &mr->stall_source, CLOCK_MONOTONIC, UINT64_MAX, 0, on_stall, mr);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
+	if (r < 0)
+		return r;
+	return adopt(mr);
+}
+
+int round_region_new(struct manager *m, struct region *region, struct manager_region **ret)
+{
+	_cleanup_(round_region_freep) struct manager_region *mr = calloc(1, sizeof(*mr));
+	int r;
+
+	if (!mr)
+		return -ENOMEM;
+	mr->manager = m;
+	mr->region = region;
+	if (region_can_flush(region)) {
+		r = prepare(mr);
+		if (r < 0) {
+			mr->region = NULL; /* still the caller's */
+			return r;
+		}
+	}
+	*ret = mr;
+	mr = NULL;
+	return 0;
+}
+
+void round_region_pin(struct manager_region *mr)
+{
+	mr->n_pins++;
+	kick(mr);
+}
+
+void round_region_unpin(struct manager_region *mr)
+{
+	mr->n_pins--;
+	kick(mr);
+}
+
+void round_region_remove(struct manager_region *mr)
+{
+	mr->removed = true;
+	if (!mr->flush) {
+		round_region_free(mr);
+		return;
+	}
+	TAILQ_INSERT_TAIL(&mr->manager->removed, mr, entry);
+	flush_gone(mr->flush);
+	kick(mr);
+}
+
+struct manager_region *round_region_free(struct manager_region *mr)
+{
+	if (!mr)
+		return NULL;
+	sd_event_source_disable_unref(mr->run_source);
+	sd_event_source_disable_unref(mr->stall_source);
+	sd_event_source_disable_unref(mr->worker_source);
+	sd_event_source_disable_unref(mr->adopted_source);
+	worker_free(mr->worker);
+	flush_free(mr->flush);
+	worker_close_page(mr->page);
+	region_free(mr->region);
+	free(mr);
+	return NULL;
+}
