@@ -42,16 +42,28 @@ enum mount_scope {
 };
 
 /*
- * The target that `fd` stands for. 0; negative: errno; positive: an answer (PMEM_AGENT_REFUSED, _FILESYSTEM,
- * _UNFLUSHED, _ORDINARY), with the reason in `detail`: a phrase that names the culprit and what mends it.
+ * The target that `fd` stands for. 0; negative: errno; positive: an answer, with the reason in `detail`: a phrase that
+ * names the culprit and what mends it.
+ *
+ * PMEM_AGENT_FILESYSTEM (not one that we know to flush), _UNFLUSHED and _ORDINARY (no block device at all) fill in
+ * `ret` too, with the leaves as far as they are known: an ext2 on sda is ordinary storage first of all, so a target
+ * none of whose leaves is persistent memory is better answered so. With no leaf the answer stands as it is.
+ * PMEM_AGENT_REFUSED, _NOT_FOUND and _GONE (the block device has been removed) leave `ret` alone.
+ *
+ * A block device that is one of the leaves is its region; a partition or a mapped device has a page cache of its own,
+ * so with MOUNT_SCOPE_AUTO it is flushed as a file, by its descriptor: FLUSH_FILE with `inode` 0.
  */
 int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
 
-/* The filesystem mounted at exactly `path` in this mount namespace; PMEM_AGENT_NOT_FOUND if none is. */
+/* The filesystem mounted at exactly `path` in this mount namespace; PMEM_AGENT_NOT_FOUND if none is. Else as above. */
 int mount_resolve_path(const char *path, struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
 
 /*
  * Whether flushes of the target reach its leaves: mounted read-write with barriers, `write back` on every layer.
- * Called before and after each round. 0, PMEM_AGENT_UNFLUSHED or _FILESYSTEM with `detail`, or a negative errno.
+ * Called before and after each round. 0; PMEM_AGENT_UNFLUSHED, _FILESYSTEM (can't be seen any more), _GONE or _UNKNOWN
+ * (it is on other devices now) with `detail`; or a negative errno.
  */
 int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX]);
+
+/* For tests: other roots than "/proc" and "/sys". The strings must stay valid. */
+void mount_set_roots(const char *proc, const char *sys);
