@@ -447,7 +447,8 @@ int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX
 	struct libmnt_fs *fs;
 	int r;
 
-	if (target->n_leaves == 1 && target->leaves[0].character)
+	/* A region that is not flushed through a block device. */
+	if (!target->fstype[0] && (target->n_leaves == 0 || target->leaves[0].character))
 		return 0;
 	if (target->fstype[0]) {
 		r = read_mounts(&table);

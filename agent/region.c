@@ -132,10 +132,12 @@ static int weigh_other_namespace(struct region *r, const struct namespace *ns)
 	}
 	if (ns->mode == NAMESPACE_MODE_UNKNOWN)
 		return evidence(r, "%s is in a mode that the agent doesn't know", ns->name);
-	return evidence(r,
-			"queue/write_cache of %s is write through: no flush reaches the host, and every call reports "
-			"success; mend it with: echo \"write back\" > /sys/block/%s/queue/write_cache",
-			ns->device, ns->device);
+	return evidence(
+	    r,
+	    "queue/write_cache of %s is write through: no flush reaches the host, and every call reports "
+	    "success; mend it with: echo \"write back\" > /sys/block/%s/queue/write_cache, then tell the agent "
+	    "with: udevadm trigger /dev/%s",
+	    ns->device, ns->device, ns->device);
 }
 
 static int classify_virtio_pmem(struct region *r)
