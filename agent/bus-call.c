@@ -24,11 +24,7 @@ struct bus_call {
 
 static int set_answer(sd_bus_error *error, enum pmem_agent_answer answer, const char *detail)
 {
-	const char *meaning = answer_get(answer)->meaning;
-
-	if (detail[0])
-		return sd_bus_error_setf(error, answer_dbus_error(answer), "%s (%s)", detail, meaning);
-	return sd_bus_error_set(error, answer_dbus_error(answer), meaning);
+	return sd_bus_error_set(error, answer_dbus_error(answer), detail[0] ? detail : answer_get(answer)->meaning);
 }
 
 /* ---- clients ---- */

@@ -1,0 +1,513 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * ctl-flush: the verb flush
+ *
+ * Every target is tried, so many at a time. What the agent refuses because it isn't persistent memory is synced here
+ * in the end, where --fallback asks for it.
+ */
+#include <fcntl.h>
+#include <glob.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "answer.h"
+#include "bus.h"
+#include "ctl.h"
+
+#define CTL_MAX_IN_FLIGHT 64
+#define CTL_RESULT_TYPE   "a(ot)ssst"
+
+struct item {
+	struct flush_run *run;
+	const char *name;   /* as given */
+	const char *region; /* path of its object; NULL: `name` is a path */
+	int fd;             /* kept for the fallback, else -1 */
+	bool fall_back;
+	int exit_status;
+	char *answer, *scope, *basis, *regions, *epochs, *durable_usec, *message;
+};
+
+struct flush_run {
+	struct ctl *ctl;
+	sd_event *event;
+	sd_event_source *progress_source;
+	struct item *targets;
+	unsigned int n_targets, n_begun, n_answered;
+	uint64_t begun_usec; /* CLOCK_MONOTONIC */
+	bool progress_shown;
+};
+
+enum column {
+	COLUMN_TARGET,
+	COLUMN_ANSWER,
+	COLUMN_EXIT_STATUS,
+	COLUMN_SCOPE,
+	COLUMN_BASIS,
+	COLUMN_REGIONS,
+	COLUMN_EPOCHS,
+	COLUMN_DURABLE_USEC,
+	COLUMN_MESSAGE,
+	N_COLUMNS,
+};
+
+static const struct ctl_column columns[] = {
+    [COLUMN_TARGET] = {"TARGET", CTL_STRING, 0},
+    [COLUMN_ANSWER] = {"ANSWER", CTL_STRING, 0},
+    [COLUMN_EXIT_STATUS] = {"EXIT_STATUS", CTL_NUMBER, 0},
+    [COLUMN_SCOPE] = {"SCOPE", CTL_STRING, 0},
+    [COLUMN_BASIS] = {"BASIS", CTL_STRING, 0},
+    [COLUMN_REGIONS] = {"REGIONS", CTL_STRINGS, 0},
+    [COLUMN_EPOCHS] = {"EPOCHS", CTL_NUMBERS, 0},
+    [COLUMN_DURABLE_USEC] = {"DURABLE_USEC", CTL_NUMBER, 0},
+    [COLUMN_MESSAGE] = {"MESSAGE", CTL_STRING, 0},
+};
+_Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
+
+/* ---- progress ---- */
+
+static void hide_progress(struct flush_run *run)
+{
+	if (run->progress_shown)
+		fputs("\r\033[K", stderr);
+	run->progress_shown = false;
+}
+
+static int on_second(sd_event_source *s, uint64_t usec, void *userdata)
+{
+	struct flush_run *run = userdata;
+	uint64_t elapsed = (now_usec(CLOCK_MONOTONIC) - run->begun_usec) / USEC_PER_SEC;
+
+	fprintf(stderr, "\r\033[Kwaiting for the host: %" PRIu64 " s", elapsed);
+	if (run->n_targets > 1)
+		fprintf(stderr, ", %u of %u answered", run->n_answered, run->n_targets);
+	fflush(stderr);
+	run->progress_shown = true;
+	sd_event_source_set_time_relative(s, USEC_PER_SEC);
+	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+}
+
+static int start_progress(struct flush_run *run)
+{
+	run->begun_usec = now_usec(CLOCK_MONOTONIC);
+	if (run->ctl->quiet || !isatty(STDERR_FILENO))
+		return 0;
+	return sd_event_add_time_relative(run->event, &run->progress_source, CLOCK_MONOTONIC, USEC_PER_SEC, 0,
+					  on_second, run);
+}
+
+/* ---- answers ---- */
+
+static void set_answer(struct item *t, const char *answer, int exit_status)
+{
+	free(t->answer);
+	t->answer = strdup(answer);
+	t->exit_status = exit_status;
+}
+
+/* Neither the agent's answer nor a failure of the call: nothing was asked of the agent. */
+static void fail(struct item *t, int exit_status, const char *answer, const char *message)
+{
+	hide_progress(t->run);
+	ctl_error(t->name, "%s", message);
+	t->message = strdup(message);
+	set_answer(t, answer, exit_status);
+}
+
+static int read_epochs(struct item *t, sd_bus_message *m)
+{
+	_cleanup_free_ char *regions = NULL, *epochs = NULL;
+	uint64_t epoch;
+	const char *path;
+	int r = sd_bus_message_enter_container(m, 'a', "(ot)");
+
+	while (r >= 0 && (r = sd_bus_message_read(m, "(ot)", &path, &epoch)) > 0) {
+		_cleanup_free_ char *name = NULL;
+		char *more_regions, *more_epochs;
+
+		r = sd_bus_path_decode(path, BUS_PATH "/region", &name);
+		if (r < 0)
+			break;
+		more_regions = ctl_format("%s%s%s", regions ?: "", regions ? "\n" : "", name ?: path);
+		more_epochs = ctl_format("%s%s%" PRIu64, epochs ?: "", epochs ? "\n" : "", epoch);
+		free(regions);
+		free(epochs);
+		regions = more_regions;
+		epochs = more_epochs;
+		if (!regions || !epochs)
+			r = -ENOMEM;
+	}
+	if (r < 0)
+		return r;
+	t->regions = regions;
+	t->epochs = epochs;
+	regions = epochs = NULL;
+	return sd_bus_message_exit_container(m);
+}
+
+/* "/mnt: durable (filesystem, region0 epoch 17, watched)" */
+static void print_durable(const struct item *t)
+{
+	const char *region = t->regions, *epoch = t->epochs;
+
+	printf("%s: durable (%s", t->name, t->scope);
+	while (region && epoch && *region && *epoch) {
+		size_t n = strcspn(region, "\n"), m = strcspn(epoch, "\n");
+
+		printf(", %.*s epoch %.*s", (int)n, region, (int)m, epoch);
+		region += n + (region[n] == '\n');
+		epoch += m + (epoch[m] == '\n');
+	}
+	printf(", %s)\n", t->basis);
+}
+
+static int read_durable(struct item *t, sd_bus_message *reply)
+{
+	const char *scope, *basis;
+	uint64_t usec;
+	int r = read_epochs(t, reply);
+
+	if (r >= 0)
+		r = sd_bus_message_read(reply, "sst", &scope, &basis, &usec);
+	if (r < 0)
+		return r;
+	t->scope = strdup(scope);
+	t->basis = strdup(basis);
+	t->durable_usec = ctl_format("%" PRIu64, usec);
+	set_answer(t, answer_get(PMEM_AGENT_DURABLE)->name, 0);
+	return 0;
+}
+
+/* A machine without any region has nothing that the agent would know better. */
+static bool machine_has_regions(void)
+{
+	glob_t found = {0};
+	bool any = glob("/sys/bus/nd/devices/region*", 0, NULL, &found) != GLOB_NOMATCH;
+
+	globfree(&found);
+	return any;
+}
+
+/* Answers after which sync(2) is right: the agent has nothing to say about the target, or nothing to do. */
+static bool may_fall_back(const struct item *t, const sd_bus_error *error)
+{
+	if (!t->run->ctl->fallback || t->fd < 0)
+		return false;
+	if (ctl_agent_is_absent(error))
+		return !machine_has_regions();
+	switch (answer_from_dbus_error(error->name)) {
+	case PMEM_AGENT_ORDINARY:
+	case PMEM_AGENT_SYNCHRONOUS:
+	case PMEM_AGENT_FILESYSTEM:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static void read_error(struct item *t, const sd_bus_error *error)
+{
+	const char *name = error->name;
+
+	if (may_fall_back(t, error)) {
+		t->fall_back = true;
+		return;
+	}
+	t->message = strdup(error->message ?: "");
+	if (strncmp(name, ANSWER_ERROR_PREFIX, strlen(ANSWER_ERROR_PREFIX)) == 0)
+		name += strlen(ANSWER_ERROR_PREFIX);
+	set_answer(t, name, ctl_call_failed(t->name, error));
+}
+
+static int begin_more(struct flush_run *run);
+
+static int answered(struct item *t)
+{
+	struct flush_run *run = t->run;
+
+	if (!t->fall_back)
+		t->fd = safe_close(t->fd);
+	if (++run->n_answered == run->n_targets)
+		return sd_event_exit(run->event, 0);
+	return begin_more(run);
+}
+
+static int on_reply(sd_bus_message *reply, void *userdata, sd_bus_error *unused)
+{
+	struct item *t = userdata;
+	const sd_bus_error *error = sd_bus_message_get_error(reply);
+
+	hide_progress(t->run);
+	if (error)
+		read_error(t, error);
+	else if (read_durable(t, reply) < 0)
+		fail(t, answer_get(PMEM_AGENT_UNKNOWN)->exit_status, answer_get(PMEM_AGENT_UNKNOWN)->name,
+		     "cannot read the agent's reply; is it of another version?");
+	else if (!t->run->ctl->quiet && !t->run->ctl->json)
+		print_durable(t);
+	return answered(t);
+}
+
+/* ---- calls ---- */
+
+/* Nothing but the descriptor counts, so write-only access will do. */
+static int open_target(const char *path)
+{
+	int flags = O_NONBLOCK | O_NOCTTY | O_CLOEXEC, fd = open(path, O_RDONLY | flags);
+
+	return fd < 0 && errno == EACCES ? open(path, O_WRONLY | flags) : fd;
+}
+
+static int open_failed(struct item *t, int error)
+{
+	enum pmem_agent_answer answer = PMEM_AGENT_REFUSED;
+	const char *message;
+
+	switch (error) {
+	case ENOENT:
+	case ENOTDIR:
+	case ELOOP:
+	case ENAMETOOLONG:
+		answer = PMEM_AGENT_NOT_FOUND;
+		message = strchr(t->name, '/')
+			      ? "there is no such file or directory; check the path"
+			      : "there is no such region, file or directory; \"pmemctl list\" shows the "
+				"regions there are";
+		break;
+	case EACCES:
+	case EPERM:
+		answer = PMEM_AGENT_DENIED;
+		message = "you may neither read nor write it; try it as root";
+		break;
+	case ENXIO:
+	case ENODEV:
+		message = "it is nothing that can be flushed; name a file, a directory, a device or a region";
+		break;
+	default:
+		fail(t, CTL_EXIT_FAILURE, "Failure", strerrordesc_np(error));
+		return 0;
+	}
+	fail(t, answer_get(answer)->exit_status, answer_get(answer)->name, message);
+	return 0;
+}
+
+static int append_options(const struct ctl *c, sd_bus_message *m)
+{
+	const char *scope = c->scope ?: c->datasync ? "file" : NULL;
+	int r = sd_bus_message_open_container(m, 'a', "{sv}");
+
+	if (r >= 0 && scope)
+		r = sd_bus_message_append(m, "{sv}", "scope", "s", scope);
+	if (r >= 0 && c->datasync)
+		r = sd_bus_message_append(m, "{sv}", "datasync", "b", 1);
+	return r < 0 ? r : sd_bus_message_close_container(m);
+}
+
+static int call_flush(struct item *t)
+{
+	_cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+	struct ctl *c = t->run->ctl;
+	int r;
+
+	if (t->region)
+		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, t->region, BUS_INTERFACE_REGION, "Flush");
+	else
+		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "Flush");
+	if (r >= 0 && !t->region)
+		r = sd_bus_message_append(m, "h", t->fd);
+	if (r >= 0)
+		r = append_options(c, m);
+	if (r >= 0)
+		r = sd_bus_message_set_allow_interactive_authorization(m, isatty(STDIN_FILENO));
+	/* The host takes the time it takes. */
+	return r < 0 ? r : sd_bus_call_async(c->bus, NULL, m, on_reply, t, UINT64_MAX);
+}
+
+/* 1: it is under way, 0: it has failed. */
+static int begin(struct item *t)
+{
+	int r;
+
+	if (!t->region) {
+		t->fd = open_target(t->name);
+		if (t->fd < 0)
+			return open_failed(t, errno);
+	}
+	r = call_flush(t);
+	if (r >= 0)
+		return 1;
+	fail(t, CTL_EXIT_FAILURE, "Failure", "cannot ask the agent: no connection to D-Bus");
+	return 0;
+}
+
+static int begin_more(struct flush_run *run)
+{
+	while (run->n_begun < run->n_targets && run->n_begun - run->n_answered < CTL_MAX_IN_FLIGHT) {
+		struct item *t = &run->targets[run->n_begun++];
+
+		if (begin(t) == 0 && ++run->n_answered == run->n_targets)
+			return sd_event_exit(run->event, 0);
+	}
+	return 0;
+}
+
+/* ---- the fallback ---- */
+
+static void fall_back(struct item *t)
+{
+	const struct ctl *c = t->run->ctl;
+	bool whole = c->scope && strcmp(c->scope, "filesystem") == 0;
+	const char *call = whole ? "syncfs" : c->datasync ? "fdatasync" : "fsync";
+	struct stat st;
+	int r = fstat(t->fd, &st);
+
+	if (r == 0 && !c->scope && S_ISDIR(st.st_mode)) {
+		whole = true;
+		call = "syncfs";
+	}
+	if (r == 0)
+		r = whole ? syncfs(t->fd) : c->datasync ? fdatasync(t->fd) : fsync(t->fd);
+	if (r < 0) {
+		_cleanup_free_ char *message =
+		    ctl_format("%s(2): %s; its data may be lost", call, strerrordesc_np(errno));
+
+		fail(t, CTL_EXIT_FAILURE, "Failure", message ?: call);
+		return;
+	}
+	t->message = ctl_format("other storage: synced with %s(2), not through a region", call);
+	set_answer(t, "Synced", 0);
+	if (!c->quiet && !c->json)
+		printf("%s: %s\n", t->name, t->message ?: call);
+}
+
+/* ---- the verb ---- */
+
+static bool needs_regions(const struct ctl *c, char **arguments, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++)
+		if (!strchr(arguments[i], '/'))
+			return true;
+	return c->all;
+}
+
+/* What can't be a path names a region, if there is one of that name. */
+static int choose_targets(struct flush_run *run, const struct ctl_regions *list, char **arguments, unsigned int n)
+{
+	unsigned int most = run->ctl->all ? list->n_regions : n;
+
+	run->targets = calloc(most + 1, sizeof(*run->targets));
+	if (!run->targets)
+		return CTL_EXIT_FAILURE;
+	for (unsigned int i = 0; i < most; i++) {
+		const struct ctl_region *region =
+		    run->ctl->all ? &list->regions[i] : ctl_regions_find(list, arguments[i]);
+
+		if (run->ctl->all && !region->asynchronous)
+			continue;
+		run->targets[run->n_targets++] = (struct item){
+		    .run = run,
+		    .name = region ? region->name : arguments[i],
+		    .region = region ? region->path : NULL,
+		    .fd = -1,
+		};
+	}
+	return 0;
+}
+
+static int run_targets(struct flush_run *run)
+{
+	int r = sd_event_new(&run->event);
+
+	if (r >= 0)
+		r = sd_bus_attach_event(run->ctl->bus, run->event, 0);
+	if (r >= 0)
+		r = start_progress(run);
+	if (r >= 0)
+		r = begin_more(run);
+	if (r >= 0)
+		r = sd_event_loop(run->event);
+	hide_progress(run);
+	if (r < 0) {
+		ctl_error(NULL, "cannot wait for the agent: %s", strerrordesc_np(-r));
+		return CTL_EXIT_FAILURE;
+	}
+	r = 0;
+	for (unsigned int i = 0; i < run->n_targets; i++) {
+		if (run->targets[i].fall_back)
+			fall_back(&run->targets[i]);
+		r = ctl_worse(r, run->targets[i].exit_status);
+	}
+	return r;
+}
+
+static int print_results(const struct flush_run *run)
+{
+	char **cells = calloc((size_t)run->n_targets * N_COLUMNS + 1, sizeof(*cells));
+	int r = -ENOMEM;
+
+	for (unsigned int i = 0; cells && i < run->n_targets; i++) {
+		const struct item *t = &run->targets[i];
+		char **row = cells + i * N_COLUMNS;
+
+		row[COLUMN_TARGET] = (char *)t->name;
+		row[COLUMN_ANSWER] = t->answer;
+		row[COLUMN_EXIT_STATUS] = ctl_format("%d", t->exit_status);
+		row[COLUMN_SCOPE] = t->scope;
+		row[COLUMN_BASIS] = t->basis;
+		row[COLUMN_REGIONS] = t->regions;
+		row[COLUMN_EPOCHS] = t->epochs;
+		row[COLUMN_DURABLE_USEC] = t->durable_usec;
+		row[COLUMN_MESSAGE] = t->message;
+	}
+	if (cells)
+		r = ctl_print_table("flushes", columns, N_COLUMNS, 0, true, cells, run->n_targets);
+	for (unsigned int i = 0; cells && i < run->n_targets; i++)
+		free(cells[i * N_COLUMNS + COLUMN_EXIT_STATUS]);
+	free(cells);
+	return r == 0 ? 0 : CTL_EXIT_FAILURE;
+}
+
+static void run_clear(struct flush_run *run)
+{
+	for (unsigned int i = 0; i < run->n_targets; i++) {
+		struct item *t = &run->targets[i];
+		char *texts[] = {t->answer, t->scope, t->basis, t->regions, t->epochs, t->durable_usec, t->message};
+
+		for (unsigned int j = 0; j < ARRAY_SIZE(texts); j++)
+			free(texts[j]);
+		safe_close(t->fd);
+	}
+	free(run->targets);
+	sd_event_source_disable_unref(run->progress_source);
+	if (run->event)
+		sd_bus_detach_event(run->ctl->bus);
+	sd_event_unref(run->event);
+}
+
+int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
+{
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
+	_cleanup_(run_clear) struct flush_run run = {.ctl = c};
+	int r;
+
+	if (c->all ? n > 0 : n == 0) {
+		ctl_error(NULL, "flush takes paths and regions, or --all; see \"pmemctl --help\"");
+		return CTL_EXIT_USAGE;
+	}
+	if (needs_regions(c, arguments, n)) {
+		r = ctl_get_regions(c, &list);
+		if (r != 0)
+			return r;
+	}
+	r = choose_targets(&run, &list, arguments, n);
+	if (r != 0)
+		return r;
+	if (run.n_targets == 0 && !c->json) {
+		if (!c->quiet)
+			printf("No region is asynchronous: there is nothing to flush.\n");
+		return 0;
+	}
+	if (run.n_targets > 0)
+		r = run_targets(&run);
+	return c->json ? ctl_worse(r, print_results(&run)) : r;
+}

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * ctl: the command line of pmemctl, and what it says when something fails
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <locale.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "answer.h"
+#include "ctl.h"
+
+const struct ctl_verb ctl_verbs[] = {
+    {"list", "", "List the regions, and how each is flushed", 0, 0, ctl_list},
+    {"status", "[REGION…]", "Show what state regions are in", 0, UINT32_MAX, ctl_status},
+    {"flush", "PATH…|REGION…|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX, ctl_flush},
+    {"watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch},
+};
+const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
+
+enum option_value {
+	OPTION_ALL = 0x100,
+	OPTION_DATASYNC,
+	OPTION_FALLBACK,
+	OPTION_SCOPE,
+};
+
+/* A row an option: its number below is its place in `options`. */
+static const struct option options[] = {
+    {"all", no_argument, NULL, OPTION_ALL},
+    {"datasync", no_argument, NULL, OPTION_DATASYNC},
+    {"fallback", no_argument, NULL, OPTION_FALLBACK},
+    {"scope", required_argument, NULL, OPTION_SCOPE},
+    {"json", no_argument, NULL, 'j'},
+    {"quiet", no_argument, NULL, 'q'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
+    {0},
+};
+
+const char *const ctl_options[] = {
+    "all", "datasync", "fallback", "scope", "json", "quiet", "help", "version",
+};
+const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
+_Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
+
+/* ---- errors ---- */
+
+void ctl_error(const char *subject, const char *format, ...)
+{
+	va_list arguments;
+
+	fprintf(stderr, subject ? "pmemctl: %s: " : "pmemctl: ", subject);
+	va_start(arguments, format);
+	vfprintf(stderr, format, arguments);
+	va_end(arguments);
+	fputc('\n', stderr);
+}
+
+/* What to do next. */
+static const char *const hints[PMEM_AGENT_N_ANSWERS] = {
+    [PMEM_AGENT_DURABLE] = "",
+    [PMEM_AGENT_LOST] = "; do not trust what was stored since the last epoch, \"pmemctl status\" tells more",
+    [PMEM_AGENT_UNKNOWN] = "; do not rely on it: flush again, and see \"pmemctl status\"",
+    [PMEM_AGENT_BUSY] = "; try again later",
+    [PMEM_AGENT_GONE] = "; \"pmemctl list\" shows the regions there are",
+    [PMEM_AGENT_ORDINARY] = "; use sync(1), or add --fallback",
+    [PMEM_AGENT_MIXED] = "; use sync(1), the agent can't speak for the other part",
+    [PMEM_AGENT_SYNCHRONOUS] = "; use sync(1) for files, or add --fallback",
+    [PMEM_AGENT_FILESYSTEM] = "; use sync(1), or add --fallback",
+    [PMEM_AGENT_UNFLUSHED] = "; mend that and flush again",
+    [PMEM_AGENT_IMPOSSIBLE] = "; see \"pmemctl list\" for how regions are flushed",
+    [PMEM_AGENT_FAILED] = "; make room, write again, flush again",
+    [PMEM_AGENT_REFUSED] = "; name a file, a directory, a device or a region",
+    [PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
+    [PMEM_AGENT_DENIED] = "; try it as root",
+};
+
+/* Errors that are not the agent's own, and what they amount to. */
+static const struct {
+	const char *name;
+	int exit_status;
+	const char *hint;
+} foreign_errors[] = {
+    {SD_BUS_ERROR_INVALID_ARGS, CTL_EXIT_USAGE, ""},
+    {SD_BUS_ERROR_LIMITS_EXCEEDED, 5, ""},
+    {SD_BUS_ERROR_UNKNOWN_OBJECT, 6, "; the region is gone"},
+    {SD_BUS_ERROR_ACCESS_DENIED, 16, "; try it as root"},
+    {SD_BUS_ERROR_NO_REPLY, 4, "; the agent ended before it answered: nobody can tell whether it is durable"},
+    {SD_BUS_ERROR_DISCONNECTED, 4, "; the agent ended before it answered: nobody can tell whether it is durable"},
+};
+
+bool ctl_agent_is_absent(const sd_bus_error *error)
+{
+	static const char *const names[] = {
+	    SD_BUS_ERROR_SERVICE_UNKNOWN,
+	    SD_BUS_ERROR_NAME_HAS_NO_OWNER,
+	    "org.freedesktop.DBus.Error.Spawn.ChildExited",
+	    "org.freedesktop.DBus.Error.Spawn.ChildSignaled",
+	    "org.freedesktop.DBus.Error.Spawn.ExecFailed",
+	    "org.freedesktop.DBus.Error.Spawn.Failed",
+	    "org.freedesktop.systemd1.NoSuchUnit",
+	    "org.freedesktop.systemd1.UnitMasked",
+	    "org.freedesktop.systemd1.ShuttingDown",
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(names); i++)
+		if (sd_bus_error_has_name(error, names[i]))
+			return true;
+	return false;
+}
+
+int ctl_call_failed(const char *subject, const sd_bus_error *error)
+{
+	enum pmem_agent_answer answer;
+
+	if (ctl_agent_is_absent(error)) {
+		ctl_error(subject, "the agent does not answer: see \"systemctl status pmem-agent\"");
+		return CTL_EXIT_FAILURE;
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(foreign_errors); i++) {
+		if (sd_bus_error_has_name(error, foreign_errors[i].name)) {
+			ctl_error(subject, "%s%s", error->message, foreign_errors[i].hint);
+			return foreign_errors[i].exit_status;
+		}
+	}
+	answer = answer_from_dbus_error(error->name);
+	ctl_error(subject, "%s%s", error->message, hints[answer]);
+	return answer_get(answer)->exit_status;
+}
+
+int ctl_worse(int a, int b)
+{
+	const int lost = answer_get(PMEM_AGENT_LOST)->exit_status,
+		  unknown = answer_get(PMEM_AGENT_UNKNOWN)->exit_status;
+
+	if (a == lost || b == lost)
+		return lost;
+	if (a == unknown || b == unknown)
+		return unknown;
+	return a != 0 ? a : b;
+}
+
+int ctl_connect(struct ctl *c)
+{
+	int r = sd_bus_open_system(&c->bus);
+
+	if (r >= 0)
+		return 0;
+	ctl_error(NULL, "no connection to D-Bus: %s; see \"systemctl status dbus\"", strerrordesc_np(-r));
+	return CTL_EXIT_FAILURE;
+}
+
+/* ---- the command line ---- */
+
+static void print_help(void)
+{
+	printf("pmemctl [OPTION…] VERB [ARGUMENT…]\n\n"
+	       "Ask pmem-agent about persistent memory that only its host makes durable.\n\n");
+	for (unsigned int i = 0; i < ctl_n_verbs; i++) {
+		char usage[64];
+
+		snprintf(usage, sizeof(usage), "%s %s", ctl_verbs[i].name, ctl_verbs[i].arguments);
+		printf("  %-28s %s\n", usage, ctl_verbs[i].help);
+	}
+	printf("\n"
+	       "  --all                        flush: every asynchronous region\n"
+	       "  --scope=SCOPE                flush: file, filesystem or region, whatever the path is\n"
+	       "  --datasync                   flush: a file's data, without its times and mode\n"
+	       "  --fallback                   flush: on other storage do what sync does, and say so\n"
+	       "  -j --json                    print JSON\n"
+	       "  -q --quiet                   print errors only\n"
+	       "  -h --help                    print this\n"
+	       "  -V --version                 print the version\n"
+	       "\nThe exit status tells what became of it: see pmemctl(1).\n");
+}
+
+static int usage_error(const char *what, const char *value)
+{
+	ctl_error(NULL, "%s%s; see \"pmemctl --help\"", what, value);
+	return CTL_EXIT_USAGE;
+}
+
+/* 0, a negative value to end with success, or the exit status. */
+static int parse_option(struct ctl *c, int value)
+{
+	switch (value) {
+	case OPTION_ALL:
+		c->all = true;
+		return 0;
+	case OPTION_DATASYNC:
+		c->datasync = true;
+		return 0;
+	case OPTION_FALLBACK:
+		c->fallback = true;
+		return 0;
+	case OPTION_SCOPE:
+		c->scope = optarg;
+		return 0;
+	case 'j':
+		c->json = true;
+		return 0;
+	case 'q':
+		c->quiet = true;
+		return 0;
+	case 'h':
+		print_help();
+		return -1;
+	case 'V':
+		printf("pmemctl " PMEM_AGENT_VERSION "\n");
+		return -1;
+	}
+	/* getopt has said what is wrong. */
+	return CTL_EXIT_USAGE;
+}
+
+static int check_options(const struct ctl *c, const struct ctl_verb *verb)
+{
+	static const char *const scopes[] = {"file", "filesystem", "region"};
+	bool known = !c->scope;
+
+	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope))
+		return usage_error("--all, --datasync, --fallback and --scope are for flush, not for ", verb->name);
+	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
+		known |= strcmp(c->scope, scopes[i]) == 0;
+	if (!known)
+		return usage_error("--scope is file, filesystem or region, not ", c->scope);
+	if (c->datasync && c->scope && strcmp(c->scope, "file") != 0)
+		return usage_error("--datasync is for files, not with --scope=", c->scope);
+	return 0;
+}
+
+static const struct ctl_verb *find_verb(const char *name)
+{
+	for (unsigned int i = 0; i < ctl_n_verbs; i++)
+		if (strcmp(ctl_verbs[i].name, name) == 0)
+			return &ctl_verbs[i];
+	return NULL;
+}
+
+int ctl_main(int argc, char **argv)
+{
+	const struct ctl_verb *verb;
+	struct ctl c = {0};
+	unsigned int n;
+	int value, r;
+
+	setlocale(LC_ALL, "");
+	while ((value = getopt_long(argc, argv, "jqhV", options, NULL)) >= 0) {
+		r = parse_option(&c, value);
+		if (r != 0)
+			return r < 0 ? 0 : r;
+	}
+	if (optind >= argc)
+		return usage_error("what is to be done? Known: list, status, flush, watch", "");
+	verb = find_verb(argv[optind]);
+	if (!verb)
+		return usage_error("unknown verb ", argv[optind]);
+	r = check_options(&c, verb);
+	if (r != 0)
+		return r;
+	n = (unsigned int)(argc - optind - 1);
+	if (n > verb->max_arguments)
+		return usage_error("too many arguments for ", verb->name);
+
+	r = ctl_connect(&c);
+	if (r == 0)
+		r = verb->run(&c, argv + optind + 1, n);
+	sd_bus_flush_close_unref(c.bus);
+	/* What was printed must have got out. */
+	if (fflush(stdout) != 0 && r == 0) {
+		ctl_error(NULL, "cannot write: %s", strerrordesc_np(errno));
+		r = CTL_EXIT_FAILURE;
+	}
+	return r;
+}
