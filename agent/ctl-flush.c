@@ -443,9 +443,10 @@ static int run_targets(struct flush_run *run)
 static int print_results(const struct flush_run *run)
 {
 	char **cells = calloc((size_t)run->n_targets * N_COLUMNS + 1, sizeof(*cells));
-	int r = -ENOMEM;
 
-	for (unsigned int i = 0; cells && i < run->n_targets; i++) {
+	if (!cells)
+		return CTL_EXIT_FAILURE;
+	for (unsigned int i = 0; i < run->n_targets; i++) {
 		const struct item *t = &run->targets[i];
 		char **row = cells + i * N_COLUMNS;
 
@@ -459,12 +460,11 @@ static int print_results(const struct flush_run *run)
 		row[COLUMN_DURABLE_USEC] = t->durable_usec;
 		row[COLUMN_MESSAGE] = t->message;
 	}
-	if (cells)
-		r = ctl_print_table("flushes", columns, N_COLUMNS, 0, true, cells, run->n_targets);
-	for (unsigned int i = 0; cells && i < run->n_targets; i++)
+	ctl_print_json("flushes", columns, N_COLUMNS, cells, run->n_targets);
+	for (unsigned int i = 0; i < run->n_targets; i++)
 		free(cells[i * N_COLUMNS + COLUMN_EXIT_STATUS]);
 	free(cells);
-	return r == 0 ? 0 : CTL_EXIT_FAILURE;
+	return 0;
 }
 
 static void run_clear(struct flush_run *run)

@@ -131,7 +131,12 @@ static int print_regions(const struct ctl *c, const struct ctl_region *const *re
 	if (cells) {
 		for (unsigned int i = 0; i < n; i++)
 			fill_cells(regions[i], c->json, cells + i * N_COLUMNS);
-		r = ctl_print_table("regions", columns, N_COLUMNS, view, c->json, cells, n);
+		if (c->json) {
+			ctl_print_json("regions", columns, N_COLUMNS, cells, n);
+			r = 0;
+		} else {
+			r = ctl_print_table(columns, N_COLUMNS, view, cells, n);
+		}
 		for (unsigned int i = 0; i < n * N_COLUMNS; i++)
 			free(cells[i]);
 		free(cells);

@@ -261,12 +261,13 @@ static char *describe_loss(const struct ctl_region *region)
 char *ctl_region_describe(const struct ctl_region *region)
 {
 	uint64_t now = now_usec(CLOCK_REALTIME), since = region->flushing_since_usec;
+	uint64_t seconds = now > since ? (now - since) / USEC_PER_SEC : 0;
 	_cleanup_free_ char *loss = NULL, *when = NULL;
 	char flying[64] = "";
 
 	if (since != 0)
-		snprintf(flying, sizeof(flying), "in flight for %" PRIu64 " s: the host has not answered",
-			 now > since ? (now - since) / USEC_PER_SEC : 0);
+		snprintf(flying, sizeof(flying), "in flight for %" PRIu64 " s%s", seconds,
+			 seconds > 0 ? ": the host has not answered" : "");
 	if (region->loss != 0) {
 		loss = describe_loss(region);
 		return loss ? ctl_format("%s%s%s", loss, flying[0] ? "; " : "", flying) : NULL;

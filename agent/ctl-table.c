@@ -16,12 +16,6 @@ static void unref_tablep(struct libscols_table **t)
 	scols_unref_table(*t);
 }
 
-static const int json_types[] = {
-    [CTL_STRING] = SCOLS_JSON_STRING,        [CTL_NUMBER] = SCOLS_JSON_NUMBER,
-    [CTL_BOOLEAN] = SCOLS_JSON_BOOLEAN,      [CTL_STRINGS] = SCOLS_JSON_ARRAY_STRING,
-    [CTL_NUMBERS] = SCOLS_JSON_ARRAY_NUMBER,
-};
-
 static int add_column(struct libscols_table *t, const struct ctl_column *column)
 {
 	bool lines = column->type == CTL_STRINGS || column->type == CTL_NUMBERS;
@@ -30,24 +24,21 @@ static int add_column(struct libscols_table *t, const struct ctl_column *column)
 
 	if (!cl)
 		return -ENOMEM;
-	scols_column_set_json_type(cl, json_types[column->type]);
 	return lines ? scols_column_set_wrapfunc(cl, scols_wrapnl_chunksize, scols_wrapnl_nextchunk, NULL) : 0;
 }
 
-int ctl_print_table(const char *name, const struct ctl_column *columns, unsigned int n_columns, unsigned int view,
-		    bool json, char *const *cells, unsigned int n_rows)
+int ctl_print_table(const struct ctl_column *columns, unsigned int n_columns, unsigned int view, char *const *cells,
+		    unsigned int n_rows)
 {
 	_cleanup_(unref_tablep) struct libscols_table *t = scols_new_table();
 	int r = 0;
 
 	if (!t)
 		return -ENOMEM;
-	scols_table_set_name(t, name);
-	scols_table_enable_json(t, json);
 	/* Lines are never cut to the width of a terminal. */
 	scols_table_set_termforce(t, SCOLS_TERMFORCE_NEVER);
 	for (unsigned int i = 0; r == 0 && i < n_columns; i++)
-		if (json || columns[i].views & view)
+		if (columns[i].views & view)
 			r = add_column(t, &columns[i]);
 	for (unsigned int row = 0; r == 0 && row < n_rows; row++) {
 		struct libscols_line *line = scols_table_new_line(t, NULL);
@@ -56,47 +47,72 @@ int ctl_print_table(const char *name, const struct ctl_column *columns, unsigned
 		if (!line)
 			return -ENOMEM;
 		for (unsigned int i = 0; r == 0 && i < n_columns; i++)
-			if (json || columns[i].views & view)
+			if (columns[i].views & view)
 				r = scols_line_set_data(line, n++, cells[row * n_columns + i]);
 	}
 	return r != 0 ? r : scols_print_table(t);
 }
 
-static struct json_object *json_cell(const struct ctl_column *column, const char *cell)
+static struct json_object *json_scalar(enum ctl_column_type type, const char *text)
 {
-	if (!cell)
-		return NULL;
-	switch (column->type) {
-	case CTL_NUMBER:
-		return json_object_new_uint64(strtoull(cell, NULL, 10));
-	case CTL_BOOLEAN:
-		return json_object_new_boolean(strcmp(cell, "yes") == 0);
-	case CTL_STRING:
-	case CTL_STRINGS:
-	case CTL_NUMBERS:
-		break;
-	}
-	return json_object_new_string(cell);
+	if (type == CTL_NUMBER || type == CTL_NUMBERS)
+		return json_object_new_uint64(strtoull(text, NULL, 10));
+	if (type == CTL_BOOLEAN)
+		return json_object_new_boolean(strcmp(text, "yes") == 0);
+	return json_object_new_string(text);
 }
 
-int ctl_print_json_line(const struct ctl_column *columns, unsigned int n_columns, char *const *cells)
+static struct json_object *json_lines(enum ctl_column_type type, const char *cell)
+{
+	_cleanup_free_ char *copy = cell ? strdup(cell) : NULL;
+	struct json_object *array = json_object_new_array();
+	char *rest = copy, *line;
+
+	while ((line = strsep(&rest, "\n")))
+		json_object_array_add(array, json_scalar(type, line));
+	return array;
+}
+
+static struct json_object *json_row(const struct ctl_column *columns, unsigned int n_columns, char *const *cells)
 {
 	struct json_object *o = json_object_new_object();
-	int r = o ? 0 : -ENOMEM;
 
-	for (unsigned int i = 0; r == 0 && i < n_columns; i++) {
+	for (unsigned int i = 0; i < n_columns; i++) {
+		bool lines = columns[i].type == CTL_STRINGS || columns[i].type == CTL_NUMBERS;
 		char key[32];
-		unsigned int n = 0;
+		size_t n;
 
-		for (const char *s = columns[i].name; *s && n < sizeof(key) - 1; s++)
-			key[n++] = (char)tolower((unsigned char)*s);
+		for (n = 0; columns[i].name[n] && n < sizeof(key) - 1; n++)
+			key[n] = (char)tolower((unsigned char)columns[i].name[n]);
 		key[n] = '\0';
-		r = json_object_object_add(o, key, json_cell(&columns[i], cells[i])) < 0 ? -ENOMEM : 0;
+		json_object_object_add(o, key,
+				       lines      ? json_lines(columns[i].type, cells[i])
+				       : cells[i] ? json_scalar(columns[i].type, cells[i])
+						  : NULL);
 	}
-	if (r == 0)
-		puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+	return o;
+}
+
+static void json_print(struct json_object *o, int flags)
+{
+	puts(json_object_to_json_string_ext(o, flags | JSON_C_TO_STRING_NOSLASHESCAPE));
 	json_object_put(o);
-	return r;
+}
+
+void ctl_print_json(const char *name, const struct ctl_column *columns, unsigned int n_columns, char *const *cells,
+		    unsigned int n_rows)
+{
+	struct json_object *o = json_object_new_object(), *array = json_object_new_array();
+
+	for (unsigned int i = 0; i < n_rows; i++)
+		json_object_array_add(array, json_row(columns, n_columns, cells + i * n_columns));
+	json_object_object_add(o, name, array);
+	json_print(o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED);
+}
+
+void ctl_print_json_line(const struct ctl_column *columns, unsigned int n_columns, char *const *cells)
+{
+	json_print(json_row(columns, n_columns, cells), JSON_C_TO_STRING_PLAIN);
 }
 
 char *ctl_format(const char *format, ...)

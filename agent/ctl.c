@@ -13,8 +13,9 @@
 
 const struct ctl_verb ctl_verbs[] = {
     {"list", "", "List the regions, and how each is flushed", 0, 0, ctl_list},
-    {"status", "[REGION…]", "Show what state regions are in", 0, UINT32_MAX, ctl_status},
-    {"flush", "PATH…|REGION…|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX, ctl_flush},
+    {"status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status},
+    {"flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
+     ctl_flush},
     {"watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch},
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
@@ -69,10 +70,10 @@ static const char *const hints[PMEM_AGENT_N_ANSWERS] = {
     [PMEM_AGENT_MIXED] = "; use sync(1), the agent can't speak for the other part",
     [PMEM_AGENT_SYNCHRONOUS] = "; use sync(1) for files, or add --fallback",
     [PMEM_AGENT_FILESYSTEM] = "; use sync(1), or add --fallback",
-    [PMEM_AGENT_UNFLUSHED] = "; mend that and flush again",
+    [PMEM_AGENT_UNFLUSHED] = "",
     [PMEM_AGENT_IMPOSSIBLE] = "; see \"pmemctl list\" for how regions are flushed",
     [PMEM_AGENT_FAILED] = "; make room, write again, flush again",
-    [PMEM_AGENT_REFUSED] = "; name a file, a directory, a device or a region",
+    [PMEM_AGENT_REFUSED] = "",
     [PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
     [PMEM_AGENT_DENIED] = "; try it as root",
 };
@@ -156,23 +157,23 @@ int ctl_connect(struct ctl *c)
 
 static void print_help(void)
 {
-	printf("pmemctl [OPTION…] VERB [ARGUMENT…]\n\n"
+	printf("pmemctl [OPTION...] VERB [ARGUMENT...]\n\n"
 	       "Ask pmem-agent about persistent memory that only its host makes durable.\n\n");
 	for (unsigned int i = 0; i < ctl_n_verbs; i++) {
 		char usage[64];
 
 		snprintf(usage, sizeof(usage), "%s %s", ctl_verbs[i].name, ctl_verbs[i].arguments);
-		printf("  %-28s %s\n", usage, ctl_verbs[i].help);
+		printf("  %-30s %s\n", usage, ctl_verbs[i].help);
 	}
 	printf("\n"
-	       "  --all                        flush: every asynchronous region\n"
-	       "  --scope=SCOPE                flush: file, filesystem or region, whatever the path is\n"
-	       "  --datasync                   flush: a file's data, without its times and mode\n"
-	       "  --fallback                   flush: on other storage do what sync does, and say so\n"
-	       "  -j --json                    print JSON\n"
-	       "  -q --quiet                   print errors only\n"
-	       "  -h --help                    print this\n"
-	       "  -V --version                 print the version\n"
+	       "  --all                          flush: every asynchronous region\n"
+	       "  --scope=SCOPE                  flush: file, filesystem or region, whatever the path is\n"
+	       "  --datasync                     flush: a file's data, without its times and mode\n"
+	       "  --fallback                     flush: on other storage do what sync does, and say so\n"
+	       "  -j --json                      print JSON\n"
+	       "  -q --quiet                     print errors only\n"
+	       "  -h --help                      print this\n"
+	       "  -V --version                   print the version\n"
 	       "\nThe exit status tells what became of it: see pmemctl(1).\n");
 }
 
@@ -247,6 +248,7 @@ int ctl_main(int argc, char **argv)
 	int value, r;
 
 	setlocale(LC_ALL, "");
+	argv[0] = program_invocation_short_name;
 	while ((value = getopt_long(argc, argv, "jqhV", options, NULL)) >= 0) {
 		r = parse_option(&c, value);
 		if (r != 0)

@@ -68,15 +68,16 @@ struct ctl_column {
 	unsigned int views; /* in which texts it is; JSON has them all */
 };
 
-/*
- * Prints n_rows rows of n_columns cells each; a NULL cell is empty, null in JSON. `name` is the key of the array in
- * JSON. 0 or a negative errno.
- */
-int ctl_print_table(const char *name, const struct ctl_column *columns, unsigned int n_columns, unsigned int view,
-		    bool json, char *const *cells, unsigned int n_rows);
+/* n_rows rows of n_columns cells each; a NULL cell is empty. 0 or a negative errno. */
+int ctl_print_table(const struct ctl_column *columns, unsigned int n_columns, unsigned int view, char *const *cells,
+		    unsigned int n_rows);
 
-/* One row as one line of JSON. 0 or a negative errno. */
-int ctl_print_json_line(const struct ctl_column *columns, unsigned int n_columns, char *const *cells);
+/* The same as JSON: an object with one array, `name`. */
+void ctl_print_json(const char *name, const struct ctl_column *columns, unsigned int n_columns, char *const *cells,
+		    unsigned int n_rows);
+
+/* One row as one line of JSON. */
+void ctl_print_json_line(const struct ctl_column *columns, unsigned int n_columns, char *const *cells);
 
 /* asprintf() that gives NULL without memory. */
 char *ctl_format(const char *format, ...) _printf_(1, 2);
