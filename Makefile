@@ -133,7 +133,7 @@ conffile = $(DESTDIR)$(sysconfdir)/pmem-agent.conf
 
 install: all
 	$(Q)set -e; for row in $(installed); do \
-		mode=$${row%%:*}; row=$${row\#*:}; source=$${row%%:*}; to=$(DESTDIR)$${row\#*:}; mkdir -p "$${to%/*}"; \
+		mode=$${row%%:*}; row=$${row#*:}; source=$${row%%:*}; to=$(DESTDIR)$${row#*:}; mkdir -p "$${to%/*}"; \
 		case $$source in \
 		units/*) sed 's|@sbindir@|$(sbindir)|g; s|@libexecdir@|$(libexecdir)|g' $$source > $(build)/.install ;; \
 		*) cp $$source $(build)/.install ;; \
