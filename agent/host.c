@@ -136,7 +136,7 @@ static int send_object(struct host *h, struct json_object *o)
 {
 	if (!h->channel)
 		return -ENOTCONN;
-	return channel_send(h->channel, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+	return channel_send(h->channel, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 /* ---- events ---- */

@@ -79,7 +79,7 @@ static int make_page(const char *path, const char *identity, sd_id128_t boot_id,
 {
 	_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
 	_cleanup_close_ int fd = -1;
-	char new[PATH_MAX];
+	char new[PATH_MAX + 8];
 	int r;
 
 	snprintf(new, sizeof(new), "%s.new", path);

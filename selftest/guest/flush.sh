@@ -1,0 +1,80 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# A filesystem on virtio-pmem is flushed, the host confirms it, and reads so on its port.
+. /root/guest/lib.sh
+
+check "the service starts" start_agent
+check "the host is greeted" vm host wait '"pmem-agent".*"region0".*"method":"block"' --timeout 30
+check "ext4 with DAX is mounted" mkdax "$(vm dev r0)" /mnt
+check "pmemctl list names the region, its method and why" pmemctl list
+check_output "and says block" 'region0.*virtio-pmem.*block'
+
+address=$(vm region address r0)
+echo some data >/mnt/file
+before=$(vm fsync count r0) begun=$(vm time) since=$(vm host count)
+check "pmemctl flush of the mount point" pmemctl flush /mnt
+check_output "names scope and basis" 'filesystem.*watched|watched.*filesystem'
+check "a host flush began after the command did" test "$(vm fsync count r0)" -gt "$before"
+vm fsync log r0 >"$work/log"
+check "and fsync.log has it as done well" python3 - "$work/log" "$begun" <<'END'
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+sys.exit(not any(row["time"] > float(sys.argv[2]) and row["result"] == 0 for row in rows))
+END
+check "the host reads DURABLE" vm host wait '"DURABLE"' --since "$since" --timeout 10
+check_output "with the guest-physical address" "\"address\": *$((address))\b"
+check_output "its scope, target and epoch" '"scope": *"filesystem".*"target": *"/mnt".*"epoch": *[1-9]'
+
+before=$(vm fsync count r0) since=$(vm host count)
+check "FlushPath over busctl as root" busctl call io.pmem.Agent1 /io/pmem/Agent1 io.pmem.Agent1.Manager FlushPath 'sa{sv}' /mnt 0
+check "reaches the host" test "$(vm fsync count r0)" -gt "$before"
+check "and the host reads DURABLE" vm host wait '"DURABLE"' --since "$since" --timeout 10
+
+before=$(vm fsync count r0)
+check "one file" pmemctl flush /mnt/file
+check "reaches the host" test "$(vm fsync count r0)" -gt "$before"
+before=$(vm fsync count r0)
+check "the region by name" pmemctl flush region0
+check_equal "is one host flush" "$(($(vm fsync count r0) - before))" 1
+check "all regions" pmemctl flush --all
+check "JSON for scripts" sh -c 'pmemctl flush --json /mnt | python3 -m json.tool'
+
+since=$(vm host count)
+check "the host asks for a flush" vm host send '{"execute":"flush","arguments":{"path":"/mnt"},"id":"q1"}'
+check "and gets the epoch" vm host wait '"return".*"epoch".*"id": *"q1"' --since "$since" --timeout 10
+vm host send '{"execute":"query","id":7}'
+check "the host asks for the state" vm host wait '"return".*"state": *"idle".*"id": *7' --since "$since" --timeout 10
+vm host send '{"execute":"format-c","id":8}'
+check "an unknown command is an error by class" vm host wait '"CommandNotFound".*"id": *8' --since "$since" --timeout 10
+
+# The control: a guest whose flushes the host does not get must not pass as flushed.
+umount /mnt
+mount -o dax=always,nobarrier "$(vm dev r0)" /mnt
+check_status 11 "mounted nobarrier: refused as not flushed" pmemctl flush /mnt
+umount /mnt
+mount -o dax=always,ro "$(vm dev r0)" /mnt
+check_status 11 "mounted read-only: refused" pmemctl flush /mnt
+umount /mnt
+mount -o dax=always "$(vm dev r0)" /mnt
+echo "write through" >/sys/block/pmem0/queue/write_cache
+check "write through: not durable" not pmemctl flush /mnt
+check "write through: not durable, the region either" not pmemctl flush region0
+echo "write back" >/sys/block/pmem0/queue/write_cache
+check "write back again: durable" wait_until 10 pmemctl flush /mnt
+
+# Where it isn't ours to say
+check_status 7 "a path on ordinary storage" pmemctl flush /dev/shm
+check "is synced with --fallback" pmemctl flush --fallback /dev/shm
+check_output "which says so" 'not through a region'
+check_status 10 "an overlay, which hides what is below it" pmemctl flush /root
+check_status 15 "a missing path" pmemctl flush /mnt/nothing
+check_status 2 "a wrong option" pmemctl flush --nonsense
+check_status 16 "no permission" setpriv --reuid=65534 --clear-groups pmemctl flush region0
+chmod 644 /mnt/file
+check "who can open a file may flush it" setpriv --reuid=65534 --clear-groups pmemctl flush /mnt/file
+
+since=$(vm host count)
+check "the service stops" systemctl stop pmem-agent
+check "and tells the host a clean end" vm host wait '"SHUTDOWN".*"clean": *true' --since "$since" --timeout 10
+check_status 1 "pmemctl says that no agent answers" env DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent pmemctl status
+finish
