@@ -5,6 +5,7 @@ import base64
 import binascii
 import re
 import time
+import traceback
 from collections import namedtuple
 
 from util import VmError
@@ -359,5 +360,7 @@ async def obey(session, words):
             return 2, f"vm {' '.join(v.words)}: {e}\nusage: vm {' '.join(v.words)} {v.usage}\n"
         except (VmError, OSError) as e:
             return 1, f"vm {' '.join(v.words)}: {e}\n"
+        except Exception as e:              # a fault of ours must not leave the caller waiting
+            return 1, f"vm {' '.join(v.words)}: {traceback.format_exception_only(e)[-1]}"
     known = sorted({" ".join(v.words) for v in VERBS} | {"dev", "suspend"})
     return 2, f"vm: '{' '.join(words)}' is not known; there are: {', '.join(known)}\n"

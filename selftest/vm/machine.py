@@ -85,7 +85,7 @@ class Qmp:
                 future.set_result({"error": {"desc": "QEMU has ended"}})
         self.waiting.clear()
 
-    async def command(self, name, **arguments):
+    async def command(self, name, /, **arguments):
         request = {"execute": name, "arguments": arguments, "id": self.next_id}
         self.next_id += 1
         future = asyncio.get_running_loop().create_future()
