@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Host flushes fail: whoever takes the error, the region is lost, and stays lost. One script run with one THIEF a boot.
+# Host flushes fail: whoever takes the error (THIEF=), the region is lost, and stays lost.
 . /root/guest/lib.sh
 
 thief=${THIEF:-agent}
@@ -51,7 +51,10 @@ check_status 3 "lost in the one after it" pmemctl flush region0
 vm host send '{"execute":"flush","id":"late"}'
 check "and for the host" vm host wait '"Lost".*"id": *"late"' --since "$since" --timeout 10
 
-rm -f /run/pmem-agent/*.page
-systemctl restart pmem-agent
-check "control: without its page it would not know" pmemctl flush region0
+# After the agent's own failure the block device has an error pending, which the next open of it reports.
+if [ "$thief" != agent ]; then
+	rm -f /run/pmem-agent/*.page
+	systemctl restart pmem-agent
+	check "control: without its page it would not know" pmemctl flush region0
+fi
 finish
