@@ -33,7 +33,8 @@ completionsdir ?= $(call pc-dir,bash-completion,completionsdir,/usr/share/bash-c
 
 build := $(patsubst %/,%,$(O))
 Q := $(if $(filter-out 0,$(V)),,@)
-say = $(if $(filter-out 0,$(V)),@:,@printf '  %-7s %s\n')
+silent := $(findstring s,$(firstword -$(MAKEFLAGS)))
+say = $(if $(silent)$(filter-out 0,$(V)),@:,@printf '  %-7s %s\n')
 
 cflags := -std=gnu11 -D_GNU_SOURCE -DPMEM_AGENT_VERSION='"$(VERSION)"' -I. -fvisibility=hidden -ffunction-sections \
 	-Wall -Wextra -Wshadow -Wundef -Wformat=2 -Wmissing-prototypes -Wstrict-prototypes -Wvla \
