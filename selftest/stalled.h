@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -20,7 +21,8 @@
 
 struct stalled {
 	char mount_point[64];
-	int flushes; /* gives a byte for each FLUSH that the server has got */
+	pid_t *answered; /* whose FLUSH is answered; 0: nobody's */
+	int flushes;     /* gives a byte for each FLUSH that the server has got */
 	pid_t server;
 };
 
@@ -36,7 +38,7 @@ static inline void stalled_answer(int fuse, const struct fuse_in_header *in, con
 		_exit(1);
 }
 
-static inline void stalled_serve(int fuse, int report)
+static inline void stalled_serve(int fuse, int report, const pid_t *answered)
 {
 	static char buffer[1 << 17];
 	const struct fuse_in_header *in = (const void *)buffer;
@@ -57,7 +59,9 @@ static inline void stalled_serve(int fuse, int report)
 			stalled_answer(fuse, in, &opened, sizeof(opened));
 			break;
 		case FUSE_FLUSH:
-			if (write(report, "F", 1) != 1)
+			if (in->pid == (uint32_t)__atomic_load_n(answered, __ATOMIC_SEQ_CST))
+				stalled_answer(fuse, in, NULL, 0);
+			else if (write(report, "F", 1) != 1)
 				_exit(1);
 			break;
 		case FUSE_FORGET:
@@ -103,6 +107,9 @@ static inline const char *stalled_start(struct stalled *s)
 	int fuse, pipes[2];
 
 	*s = (struct stalled){.mount_point = "/tmp/test-stalled-XXXXXX", .flushes = -1};
+	s->answered = mmap(NULL, sizeof(*s->answered), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (s->answered == MAP_FAILED)
+		return "memory";
 	fuse = mkstemp(s->mount_point);
 	if (fuse < 0)
 		return "a file in /tmp";
@@ -121,7 +128,7 @@ static inline const char *stalled_start(struct stalled *s)
 		return "a pipe";
 	s->server = fork();
 	if (s->server == 0)
-		stalled_serve(fuse, pipes[1]);
+		stalled_serve(fuse, pipes[1], s->answered);
 	close(fuse);
 	close(pipes[1]);
 	s->flushes = pipes[0];
