@@ -117,8 +117,7 @@ static void scan_deep_flush(struct region *r)
 	r->deep_flush = strcmp(text, "1") == 0;
 	snprintf(path, sizeof(path), "%s/deep_flush", r->syspath);
 	/* Even root can't write an attribute that is writable to nobody, although access() says that it can. */
-	r->deep_flush_writable =
-	    stat(path, &st) == 0 && (st.st_mode & 0222) && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0;
+	r->deep_flush_writable = stat(path, &st) == 0 && (st.st_mode & 0222) && access(path, W_OK) == 0;
 }
 
 static void scan_sysfs(struct region *r)
