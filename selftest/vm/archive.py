@@ -106,6 +106,6 @@ def kernel_packages(cache, suite_name, directory):
             if name in wanted:
                 continue
             wanted.append(name)
-            todo += [d for d in suite.depends(name) if re.match(r"linux-(image|binary|modules)-", d)]
+            todo += [d for d in suite.depends(name) if re.match(r"linux-(image|binary|modules|base)-.*[0-9]\.", d)]
         suite.download(wanted, directory)
     return sorted(glob.glob(os.path.join(directory, "*.deb")))

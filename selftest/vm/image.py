@@ -19,8 +19,9 @@ PACKAGES = """
     python3-minimal python3-dbus python3-gi socat strace libasan8 libubsan1
 """.split()
 
-# Raise when base_image() itself builds something else from the same packages.
+# Raise when what is built here from the same packages becomes something else.
 BASE_VERSION = "1"
+KERNEL_VERSION = "2"
 
 KERNEL_SUITES = {
     "bookworm": "bookworm",
@@ -159,12 +160,12 @@ def _assemble_kernel(source, directory):
 def kernel(cache, which):
     """The kernel named on the command line: a suite's, or one in a directory."""
     if which in KERNEL_SUITES:
-        key = which
+        key = f"{which}-{KERNEL_VERSION}"
     elif os.path.isdir(which):
         stamps = sorted((p, os.stat(p).st_mtime_ns) for p in
                         glob.glob(os.path.join(which, "**/*vmlinuz*"), recursive=True) +
                         glob.glob(os.path.join(which, "**/modules.order"), recursive=True))
-        key = "dir-" + digest(os.path.realpath(which), repr(stamps))
+        key = "dir-" + digest(KERNEL_VERSION, os.path.realpath(which), repr(stamps))
     else:
         raise VmError(f"--kernel {which}: neither a directory nor one of {', '.join(KERNEL_SUITES)}")
     target = os.path.join(cache, "kernel", key)

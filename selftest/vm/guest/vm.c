@@ -70,7 +70,7 @@ static int region_device(char *region)
 	char *words[] = { "region", "address", region };
 	char address[64] = "", path[300], text[64];
 	int fd = ask(3, words), pipes[2], status;
-	static const char *const places[] = { "block", "dax/dax*" };
+	static const char *const places[] = { "*/block/*", "dax*/dax[0-9]*" };
 	glob_t found;
 
 	if (pipe(pipes) < 0)
@@ -95,7 +95,7 @@ static int region_device(char *region)
 		if (strtoull(text, NULL, 16) != strtoull(address, NULL, 16))
 			continue;
 		for (size_t j = 0; j < sizeof(places) / sizeof(places[0]); j++) {
-			snprintf(path, sizeof(path), "%s/*/%s%s", found.gl_pathv[i], places[j], j ? "" : "/*");
+			snprintf(path, sizeof(path), "%s/%s", found.gl_pathv[i], places[j]);
 			if (glob(path, 0, NULL, &devices))
 				continue;
 			printf("/dev/%s\n", basename(devices.gl_pathv[0]));
