@@ -85,6 +85,7 @@ static void test_virtio_pmem(void **state)
 	    {NAMESPACE_MODE_DEVDAX, "dax0.0", false, REGION_METHOD_HOST, "only the host can"},
 	    {NAMESPACE_MODE_DEVDAX, "", false, REGION_METHOD_IMPOSSIBLE, "has no device"},
 	    {NAMESPACE_MODE_FSDAX, "", false, REGION_METHOD_IMPOSSIBLE, "has no device"},
+	    {NAMESPACE_MODE_FSDAX, "", true, REGION_METHOD_IMPOSSIBLE, "has no device"},
 	    {NAMESPACE_MODE_UNKNOWN, "pmem0", true, REGION_METHOD_IMPOSSIBLE, "doesn't know"},
 	};
 

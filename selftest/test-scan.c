@@ -296,6 +296,18 @@ static void test_write_through(void **state)
 	assert_false(without->namespaces[0].write_back);
 }
 
+static void test_seed(void **state)
+{
+	_cleanup_(region_freep) struct region *r = NULL;
+
+	restore("virtio-pmem-devdax");
+	change("/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0/region0/namespace0.0/size", "0");
+	show();
+	r = scan_one();
+	assert_int_equal(r->n_namespaces, 0);
+	assert_int_equal(r->method, REGION_METHOD_IMPOSSIBLE);
+}
+
 static void test_devdax(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
@@ -438,9 +450,9 @@ static void test_emulated(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-	    TEST(test_nothing), TEST(test_fsdax),  TEST(test_fsdax_info), TEST(test_write_through),
-	    TEST(test_devdax),  TEST(test_sector), TEST(test_nvdimm),     TEST(test_unarmed),
-	    TEST(test_papr),    TEST(test_again),  TEST(test_emulated),
+	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_write_through),
+	    TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),
+	    TEST(test_unarmed), TEST(test_papr),  TEST(test_again),      TEST(test_emulated),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
