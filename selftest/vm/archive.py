@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The Debian archive this machine already uses: where it is, and packages from its suites."""
 
 import glob

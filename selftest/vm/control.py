@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What `vm` in the guest and `ctl` on the host can ask for: one table, one function a row."""
 
 import asyncio
@@ -342,6 +343,7 @@ async def show_help(session, words):
 def help_text():
     rows = [(" ".join(v.words + ([v.usage] if v.usage else [])), v.help) for v in VERBS]
     rows += [("dev REGION", "its device in the guest, such as /dev/pmem0 (guest only)"),
+             ("set-clock", "set the guest's clock from the host's, to a few ms (guest only)"),
              ("suspend SECONDS", "suspend to memory, woken after SECONDS (guest only)")]
     return "".join(f"  {left}\n      {right}\n" for left, right in rows)
 
@@ -362,5 +364,5 @@ async def obey(session, words):
             return 1, f"vm {' '.join(v.words)}: {e}\n"
         except Exception as e:              # a fault of ours must not leave the caller waiting
             return 1, f"vm {' '.join(v.words)}: {traceback.format_exception_only(e)[-1]}"
-    known = sorted({" ".join(v.words) for v in VERBS} | {"dev", "suspend"})
+    known = sorted({" ".join(v.words) for v in VERBS} | {"dev", "set-clock", "suspend"})
     return 2, f"vm: '{' '.join(words)}' is not known; there are: {', '.join(known)}\n"

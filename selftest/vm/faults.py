@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Talks to faults.c in QEMU: sends its commands and keeps its events."""
 
 import asyncio

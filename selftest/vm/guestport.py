@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's end of the runner's port: frames as in guest/frame.h."""
 
 import asyncio

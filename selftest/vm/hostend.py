@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's reader of io.pmem.agent.0: everything that comes is kept, with the time it came."""
 
 import asyncio

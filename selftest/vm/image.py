@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What stays the same from run to run, built once and kept: base image, kernels, initrd."""
 
 import glob

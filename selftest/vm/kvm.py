@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Does KVM work here? A /dev/kvm that opens may still run no guest, so one is booted to see."""
 
 import json
@@ -8,7 +9,7 @@ import tempfile
 
 import image
 from machine import basic_arguments
-from util import die_with_parent, digest, find_program, locked, say, tail
+from util import digest, dying_with_us, find_program, locked, say, tail
 
 LIMIT = 30
 
@@ -20,8 +21,8 @@ def _probe(cache):
         argv = basic_arguments(True, kernel.vmlinuz, image.initrd(cache, kernel),
                                ["vm.probe", "loglevel=1"], console)
         try:
-            subprocess.run(argv + ["-m", "512M", "-no-reboot"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, timeout=LIMIT, preexec_fn=die_with_parent)
+            subprocess.run(argv + ["-m", "512M", "-no-reboot"], stdin=subprocess.DEVNULL,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=LIMIT, preexec_fn=dying_with_us())
         except subprocess.TimeoutExpired:
             return False
         return "a guest runs here" in tail(console)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU: its command line, its process, and QMP."""
 
 import asyncio
@@ -5,7 +6,7 @@ import json
 import os
 import socket
 
-from util import VmError, die_with_parent, find_program, parse_size
+from util import VmError, dying_with_us, find_program, parse_size
 
 KINDS = ("virtio-pmem", "nvdimm")
 # Mode, and what the guest makes of the namespace: None is "as the kernel gives it".
@@ -125,9 +126,9 @@ def basic_arguments(kvm, kernel, initrd, append, console):
 class Machine:
     """One QEMU process, from its start to its end."""
 
-    def __init__(self, options, kernel, initrd, disks, run_dir, on_event):
+    def __init__(self, options, kernel, initrd, disks, run_dir, console, on_event):
         self.options, self.kernel, self.initrd = options, kernel, initrd
-        self.disks, self.run_dir = disks, run_dir
+        self.disks, self.run_dir, self.console = disks, run_dir, console
         self.process = None
         self.qmp = Qmp(on_event)
         self.port, self.their_port = socket.socketpair()
@@ -152,7 +153,7 @@ class Machine:
         slots = len(regions) + 8
         limit = o.memory + sum(r.size + (1 << 30) for r in regions) + MEMORY_FOR_HOTPLUG
         args = basic_arguments(o.kvm, self.kernel.vmlinuz, self.initrd, o.append,
-                               os.path.join(self.run_dir, "console.log"))
+                               self.console)
         args += ["-M", "q35,nvdimm=on", "-S", "-smp", str(o.cpus),
                  "-m", f"{o.memory >> 20}M,slots={slots},maxmem={limit >> 20}M",
                  "-global", "ICH9-LPC.disable_s3=0",
@@ -190,7 +191,7 @@ class Machine:
             self.process = await asyncio.create_subprocess_exec(
                 *self._arguments(regions), stdin=asyncio.subprocess.DEVNULL, stdout=errors,
                 stderr=errors, env={**os.environ, **environment}, start_new_session=True,
-                pass_fds=[d.fileno() for d in descriptors], preexec_fn=die_with_parent)
+                pass_fds=[d.fileno() for d in descriptors], preexec_fn=dying_with_us())
         for d in descriptors:
             d.close()
         try:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One run: from the first boot to the last script, with whatever happens to the machine between."""
 
 import asyncio
@@ -13,7 +14,7 @@ import stage
 from faults import Faults
 from guestport import GuestPort
 from hostend import HostEnd
-from machine import Machine, Region
+from machine import HOTPLUG_PORTS, Machine, Region
 from util import VmError, compile_c, say, tail
 
 SKIPPED = 77
@@ -24,6 +25,7 @@ class Session:
 
     def __init__(self, options, run_dir):
         self.options, self.run_dir = options, run_dir
+        log_dir = options.out or run_dir
         self.regions = options.regions
         self.machine = None
         self.off = asyncio.Event()
@@ -31,16 +33,17 @@ class Session:
         self.went_down = asyncio.Event()    # reset or off, seen from the host
         self.expect_down = False
         self.set_up = False
+        self.resets = 0
         self.wake_after = 0.0
         self.next_region, self.next_port = 0, 0
         self.middle_of_line = False
-        self.faults = Faults(os.path.join(run_dir, "fsync.log"))
+        self.faults = Faults(os.path.join(log_dir, "fsync.log"))
         self.host = None
         if options.port:
             self.host = HostEnd(os.path.join(run_dir, "agent.sock"),
-                                os.path.join(run_dir, "host.jsonl"))
+                                os.path.join(log_dir, "host.jsonl"))
         self.port = GuestPort(lambda words: control.obey(self, words), self.show_output)
-        self.console = os.path.join(run_dir, "console.log")
+        self.console = os.path.join(log_dir, "console.log")
 
     # The machine
 
@@ -82,7 +85,7 @@ class Session:
     async def power_on(self):
         """Start QEMU, and wait until the guest says hello."""
         self.machine = machine = Machine(self.options, self.kernel, self.initrd, self.disks,
-                                         self.run_dir, self.on_event)
+                                         self.run_dir, self.console, self.on_event)
         environment = {}
         theirs = self.faults.attach(environment, self.library)
         self.off.clear()
@@ -96,10 +99,19 @@ class Session:
         await self.port.attach(machine.port)
         for region in self.regions:
             await self.faults.add_region(region.id, region.backing)
+            if not self.set_up:
+                await self._first_faults(region.id)
         await machine.find_addresses(self.regions)
         if self.host:
             await self.host.connect()
         await machine.qmp.command("cont")
+
+    async def _first_faults(self, region):
+        o = self.options
+        for verb, values in (("fail", o.fsync_fail), ("hang", o.fsync_hang)):
+            value = o.for_region(values, region, None)
+            if value:
+                await self.faults.send(verb, region, value)
 
     async def _watch(self, machine):
         await machine.process.wait()
@@ -111,6 +123,7 @@ class Session:
 
     def on_event(self, message):
         if message["event"] == "RESET":
+            self.resets += 1
             self.port.reset()
             self.went_down.set()
         elif message["event"] == "SUSPEND":
@@ -137,7 +150,15 @@ class Session:
         status = await self.port.run_job([f"/{stage.LIB}/set-up-regions", *wishes])
         if status != 0:
             raise VmError(f"setting up the regions failed (status {status})\n{self.last_words()}")
+        if not self.set_up:
+            self._save_durable()
         self.set_up = True
+
+    def _save_durable(self):
+        """What setting up wrote counts as durable, or a power cut would undo it."""
+        for region in self.regions:
+            if region.id in self.faults.durable:
+                shutil.copyfile(region.backing, self.faults.durable[region.id])
 
     async def _restore_durable(self):
         """Power was cut: what a region holds now is what was durable."""
@@ -159,7 +180,7 @@ class Session:
 
     async def plug_region(self, text):
         region = Region(text)
-        if region.kind == "virtio-pmem" and self.next_port == 4:
+        if region.kind == "virtio-pmem" and self.next_port == HOTPLUG_PORTS:
             raise VmError("no hotpluggable slot is left")
         self.make_backing(region)
         await self.faults.add_region(region.id, region.backing)
@@ -187,9 +208,12 @@ class Session:
     async def run_one(self, argv):
         """(status, remark); going down in good order, or because the host was asked to, is success."""
         self.expect_down = False
+        resets = self.resets
         status = await self.port.run_job(argv)
         if status is not None:
             return status, ""
+        if self.resets == resets:
+            await self.off.wait()
         if self.port.orderly or self.expect_down:
             return 0, ""
         return 1, f"the guest went down; its console ends with\n{self.last_words()}"
@@ -199,25 +223,16 @@ class Session:
         status, remark = await self.run_one(self.options.command)
         if remark:
             say(remark)
-        elif status == 0 and not self.port.up.is_set() and not self.off.is_set():
-            await self._settled()
+        elif not self.port.up.is_set() and not self.off.is_set():
+            await self.ready()
         return status
-
-    async def _settled(self):
-        """After a command that took the guest down: until it is off, or up again."""
-        off = asyncio.ensure_future(self.off.wait())
-        up = asyncio.ensure_future(self.port.up.wait())
-        await asyncio.wait({off, up}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (off, up):
-            task.cancel()
 
     async def run_scripts(self):
         """Each script in turn; one line of TAP each, their output indented between."""
         counts = {"ok": 0, "not ok": 0, "skip": 0}
         print(f"1..{len(self.options.scripts)}", flush=True)
         for index, path in enumerate(self.options.scripts):
-            if not self.port.up.is_set() or index == 0:
-                await self._wait_down_end()
+            if not self.port.up.is_set():
                 await self.ready()
             status, remark = await self.run_one([stage.script_path(index, path)])
             if self.middle_of_line:
@@ -232,11 +247,6 @@ class Session:
                 say(remark)
         print("{ok} passed, {not ok} failed, {skip} skipped".format(**counts), flush=True)
         return 1 if counts["not ok"] else 0
-
-    async def _wait_down_end(self):
-        """A guest that powers off is off only when QEMU has ended."""
-        if self.machine and not self.off.is_set() and not self.port.up.is_set():
-            await self._settled()
 
     async def serve_control(self):
         """The socket that `ctl` talks to."""
@@ -254,6 +264,8 @@ class Session:
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(f"/proc/self/fd/{directory}/ctl.sock")
         os.close(directory)
+        if self.options.out:
+            os.symlink(os.path.join(self.run_dir, "ctl.sock"), os.path.join(self.options.out, "ctl.sock"))
         await asyncio.start_unix_server(serve, sock=sock)
 
     async def run(self):
@@ -266,3 +278,5 @@ class Session:
         finally:
             if self.machine:
                 await self.machine.kill()
+            if self.options.out:
+                os.unlink(os.path.join(self.options.out, "ctl.sock"))

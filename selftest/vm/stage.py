@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The disk of one run: what lies on top of the base image in its guest."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Small things every part of the virtual machine tool needs."""
 
 import contextlib
@@ -56,12 +57,16 @@ def check_host():
         raise VmError("missing on this machine: apt-get install " + " ".join(sorted(missing)))
 
 
-def die_with_parent():
-    """For preexec_fn: the child is killed when this process goes, however it goes."""
+def dying_with_us():
+    """A preexec_fn: the child is killed when this process goes, however it goes."""
+    parent, libc = os.getpid(), ctypes.CDLL(None)
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        os._exit(127)
+
+    def prepare():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+    return prepare
 
 
 def call(argv, log=None, **kwargs):
@@ -70,7 +75,7 @@ def call(argv, log=None, **kwargs):
     try:
         with open(log, "ab") if log else contextlib.nullcontext(subprocess.PIPE) as out:
             done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out,
-                                  stderr=subprocess.STDOUT, preexec_fn=die_with_parent, **kwargs)
+                                  stderr=subprocess.STDOUT, preexec_fn=dying_with_us(), **kwargs)
     except OSError as e:
         raise VmError(f"{argv[0]}: {e.strerror}") from e
     if done.returncode:
