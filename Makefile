@@ -111,8 +111,8 @@ deps:
 		echo "Only apt-get is known here. Install by hand (Debian's names):$$missing" >&2; exit 1; }; \
 	echo "Installing with apt-get, for the build, the tests and the guest:$$missing"; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	install="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends$$missing"; \
-	{ apt-cache show $$missing >/dev/null 2>&1 && $$install; } || { $$sudo apt-get update -q && $$install; }
+	install="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends$$missing"; \
+	{ apt-get install -s $$missing >/dev/null 2>&1 && $$install; } || { $$sudo apt-get update -q && $$install; }
 
 # ---- installation: mode:source:destination; text from units/ gets its @directories@ filled in ----
 
