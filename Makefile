@@ -149,7 +149,7 @@ install: all
 announce = $(Q)[ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
 	systemd-sysusers $(sysusersdir)/pmem-agent.conf; \
 	systemctl daemon-reload; \
-	systemctl try-reload-or-restart dbus.service 2>/dev/null; \
+	systemctl reload dbus.service 2>/dev/null; \
 	udevadm control --reload && for s in nd dax block virtio-ports; do udevadm trigger --subsystem-match=$$s; done; \
 	echo "Installed. Next: systemctl enable --now pmem-agent"
 
