@@ -279,6 +279,34 @@ static void test_fsdax_info(void **state)
 	assert_int_equal(r->method, REGION_METHOD_BLOCK);
 }
 
+/* The same from Linux 7.2. */
+static void test_linux_7(void **state)
+{
+	_cleanup_(region_list_clear) struct region_list list = {.n_regions = 0};
+
+	restore("virtio-pmem-linux-7.2");
+	make_node("dax1.0");
+	show();
+	assert_int_equal(scan_regions(&list), 0);
+	assert_int_equal(list.n_regions, 2);
+	for (unsigned int i = 0; i < 2; i++) {
+		const struct region *r = list.regions[i];
+		bool first = strcmp(r->name, "region0") == 0;
+
+		assert_string_equal(r->provider, "virtio-pmem");
+		assert_int_equal(r->deep_flush, -1);
+		assert_int_equal(r->n_namespaces, 1);
+		if (first)
+			assert_namespace(&r->namespaces[0], "namespace0.0", NAMESPACE_MODE_FSDAX, "pmem0",
+					 makedev(259, 1), "");
+		else
+			assert_namespace(&r->namespaces[0], "namespace1.0", NAMESPACE_MODE_DEVDAX, "dax1.0",
+					 makedev(253, 0), "d8066287-5d9a-47d2-95b8-d0bba91315f9");
+		assert_int_equal(r->method, first ? REGION_METHOD_BLOCK : REGION_METHOD_HOST);
+	}
+	assert_string_not_equal(list.regions[0]->name, list.regions[1]->name);
+}
+
 #define PMEM0 "/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0/region0/pfn0.0/block/pmem0"
 
 static void test_write_through(void **state)
@@ -450,9 +478,9 @@ static void test_emulated(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_write_through),
-	    TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),
-	    TEST(test_unarmed), TEST(test_papr),  TEST(test_again),      TEST(test_emulated),
+	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7), TEST(test_write_through),
+	    TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),  TEST(test_unarmed),
+	    TEST(test_papr),    TEST(test_again), TEST(test_emulated),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
