@@ -18,6 +18,7 @@ from machine import HOTPLUG_PORTS, Machine, Region
 from util import VmError, compile_c, say, tail
 
 SKIPPED = 77
+RESETS_PER_REBOOT = 3       # Linux tries several ways to reset a PC; one more is a guest that can't boot
 
 
 class Session:
@@ -137,12 +138,15 @@ class Session:
         if self.off.is_set():
             await self._restore_durable()
             await self.power_on()
-        self.went_down.clear()
-        up = asyncio.ensure_future(self.port.up.wait())
-        down = asyncio.ensure_future(self.went_down.wait())
-        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (up, down):
-            task.cancel()
+        for _ in range(RESETS_PER_REBOOT):
+            self.went_down.clear()
+            up = asyncio.ensure_future(self.port.up.wait())
+            down = asyncio.ensure_future(self.went_down.wait())
+            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (up, down):
+                task.cancel()
+            if self.port.up.is_set() or self.off.is_set():
+                break
         if not self.port.up.is_set():
             raise VmError(f"the guest did not come up; its console ends with\n{self.last_words()}")
         wishes = [r.setup() if not self.set_up and not r.hotplugged else f"{r.address:#x}:as-is"

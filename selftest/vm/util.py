@@ -84,7 +84,7 @@ def call(argv, log=None, **kwargs):
     return (done.stdout or b"").decode(errors="replace")
 
 
-def tail(path, lines=30):
+def tail(path, lines=60):
     try:
         with open(path, "rb") as f:
             f.seek(max(0, os.fstat(f.fileno()).st_size - 16384))
