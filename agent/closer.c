@@ -122,7 +122,8 @@ int closer_defuse(int fd)
 	}
 
 	r = wait_for_exchange(fd, pidfd);
-	if (has_ended(pidfd, 0)) {
+	/* One that doesn't hang has ended by now, or is about to. */
+	if (has_ended(pidfd, 2)) {
 		safe_close(pidfd);
 		return r;
 	}

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -127,8 +128,11 @@ static inline const char *stalled_start(struct stalled *s)
 	if (pipe2(pipes, O_CLOEXEC) < 0)
 		return "a pipe";
 	s->server = fork();
-	if (s->server == 0)
+	if (s->server == 0) {
+		/* A test that is killed must not leave anyone hanging. */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		stalled_serve(fuse, pipes[1], s->answered);
+	}
 	close(fuse);
 	close(pipes[1]);
 	s->flushes = pipes[0];
