@@ -160,23 +160,19 @@ static int start(struct agent *a)
 	r = hotplug_new(a->manager, a->host, &a->hotplug);
 	if (r < 0)
 		return r;
-	/* Between the first scan and the monitor's start a region may have come. */
-	r = manager_rescan(a->manager);
-	if (r < 0)
-		return r;
 	return bus_new(a->manager, &a->bus);
 }
 
 static void report_start(struct agent *a)
 {
-	unsigned int n = 0;
+	struct manager_region *mr = NULL;
 
-	for (struct manager_region *mr = NULL; (mr = manager_next_region(a->manager, mr));)
-		n += manager_region_get(mr)->asynchronous;
-	if (n == 0)
+	while ((mr = manager_next_region(a->manager, mr)) && !manager_region_get(mr)->asynchronous)
+		;
+	if (!mr)
 		log_daemon(LOG_NOTICE, LOG_EVENT_STARTED,
-			   "no asynchronous region here: nothing to do until one is plugged in or configured");
-	sd_notifyf(false, "READY=1\nSTATUS=%u asynchronous region%s", n, n == 1 ? "" : "s");
+			   "no asynchronous region yet: nothing to do until one is plugged in or configured");
+	sd_notify(false, "READY=1");
 }
 
 static void tear_down(struct agent *a)

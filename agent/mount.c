@@ -433,6 +433,10 @@ int mount_resolve_path(const char *path, struct target *ret, char detail[static 
 	if (!fs)
 		return explain(detail, PMEM_AGENT_NOT_FOUND,
 			       "nothing is mounted at %.160s; findmnt --target tells the mount point", path);
+	/* A worker opens it by that name. */
+	if (strlen(mnt_fs_get_target(fs)) >= sizeof(t.source))
+		return explain(detail, PMEM_AGENT_REFUSED, "the mount point's name is longer than %zu bytes; pass a descriptor",
+			       sizeof(t.source) - 1);
 	t.device = mnt_fs_get_devno(fs);
 	t.flush.device = t.device;
 	return resolve_filesystem(fs, &t, ret, detail);

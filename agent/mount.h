@@ -25,7 +25,7 @@ struct leaf {
 struct target {
 	struct flush_target flush;
 	dev_t device;			/* st_dev of the file or filesystem, or the device itself */
-	char source[64];		/* what it is for people: mount point or kernel name */
+	char source[256];	/* what it is for people: mount point (a longer one is cut) or kernel name */
 	char fstype[32];		/* "" for a device */
 	bool syncfs_is_enough;		/* syncfs of this filesystem always sends a flush */
 	struct leaf leaves[MOUNT_MAX_LEAVES];

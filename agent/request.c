@@ -89,14 +89,14 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 	}
 
 	if (r->n_parts == 0 && (other || answer == 0)) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%s is on %s, which is no persistent memory", r->target.source,
+		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is on %s, which is no persistent memory", r->target.source,
 			 other ? other->name : "no device");
 		return PMEM_AGENT_ORDINARY;
 	}
 	if (answer != 0)
 		return answer;
 	if (other) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%s is partly on %s, which is no persistent memory",
+		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is partly on %s, which is no persistent memory",
 			 r->target.source, other->name);
 		return PMEM_AGENT_MIXED;
 	}

@@ -99,7 +99,7 @@ static void lose_peers(struct manager_region *mr, int error)
 /* ---- the witness ---- */
 
 /* The disk of a partition, or the disk itself. -ENOENT: the device is no more. */
-static int mount_get_disk(dev_t devnum, dev_t *ret)
+static int get_disk(dev_t devnum, dev_t *ret)
 {
 	_cleanup_free_ char *path = sysfs_resolve("/sys/dev/block/%u:%u", major(devnum), minor(devnum));
 
@@ -123,7 +123,7 @@ static void witness_error(struct manager *m, const struct witness_entry *e, cons
 	struct manager_region *mr;
 	dev_t disk;
 
-	if (mount_get_disk(e->devnum, &disk) >= 0) {
+	if (get_disk(e->devnum, &disk) >= 0) {
 		mr = find_hit(m, disk);
 		if (mr && mr != except)
 			round_lose(mr, e->error, FLUSH_ORIGIN_WITNESS);
@@ -219,7 +219,7 @@ static enum pmem_agent_answer answer_of(struct manager_region *mr, const struct 
 		return PMEM_AGENT_DURABLE;
 	if (result->flushed)
 		return answer_from_flush_errno(result->error);
-	snprintf(mr->detail, sizeof(mr->detail), "%s could not be opened for the flush: %s", mr->target.source,
+	snprintf(mr->detail, sizeof(mr->detail), "%.120s could not be opened for the flush: %s", mr->target.source,
 		 strerrordesc_np(result->error));
 	return PMEM_AGENT_UNKNOWN;
 }
