@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import re
 import time
 import traceback
@@ -283,7 +284,8 @@ async def pause(session, words):
     if len(words) != 1:
         raise Usage("for how long?")
     await session.machine.qmp.command("stop")
-    await asyncio.sleep(seconds(words[0]))
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(session.off.wait(), seconds(words[0]))
     await session.machine.qmp.command("cont")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 
-from util import VmError
+from util import VmError, background
 
 
 class Faults:
@@ -54,7 +54,7 @@ class Faults:
             return
         _, region, number = rest.split()
         self.hanging.setdefault(region, []).append(int(number))
-        asyncio.ensure_future(self._notify())
+        background(self._notify())
 
     async def _notify(self):
         async with self.changed:

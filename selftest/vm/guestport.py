@@ -4,6 +4,8 @@
 import asyncio
 import struct
 
+from util import background
+
 HEAD = struct.Struct("<III")
 PART = 65536
 
@@ -25,7 +27,7 @@ class GuestPort:
     async def attach(self, sock):
         self.reset()
         self.reader, self.writer = await asyncio.open_connection(sock=sock)
-        asyncio.ensure_future(self._read(self.reader))
+        background(self._read(self.reader))
 
     def reset(self):
         """The guest starts anew: whatever was under way in it is gone."""
@@ -80,7 +82,7 @@ class GuestPort:
                 future.set_result(struct.unpack("<i", payload)[0])
         elif kind == "Q":
             words = payload.decode(errors="replace").split("\0")[:-1]
-            self.requests[number] = asyncio.ensure_future(self._answer(number, words))
+            self.requests[number] = background(self._answer(number, words))
         elif kind == "C":
             task = self.requests.pop(number, None)
             if task:

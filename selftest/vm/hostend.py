@@ -6,6 +6,8 @@ import json
 import re
 import time
 
+from util import background
+
 LINE_MAX = 1 << 20
 
 
@@ -21,6 +23,7 @@ class HostEnd(asyncio.Protocol):
         self.changed = asyncio.Condition()
         self.drained = asyncio.Event()
         self.drained.set()
+        self.closed = asyncio.Event()
         open(log_path, "ab").close()
 
     async def connect(self):
@@ -29,6 +32,7 @@ class HostEnd(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self.closed.clear()
         self.buffer = b""
         self.drained.set()
         if self.paused:
@@ -37,6 +41,7 @@ class HostEnd(asyncio.Protocol):
     def connection_lost(self, exc):
         self.transport = None
         self.drained.set()
+        self.closed.set()
 
     def pause_writing(self):
         self.drained.clear()
@@ -47,8 +52,7 @@ class HostEnd(asyncio.Protocol):
     async def disconnect(self):
         if self.transport:
             self.transport.abort()
-            while self.transport:
-                await asyncio.sleep(0)
+            await self.closed.wait()
 
     def pause(self):
         self.paused = True
@@ -79,7 +83,7 @@ class HostEnd(asyncio.Protocol):
                     pass
                 self.lines.append(text)
                 f.write(json.dumps(entry) + "\n")
-        asyncio.ensure_future(self._notify())
+        background(self._notify())
 
     async def _notify(self):
         async with self.changed:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 
-from util import VmError, dying_with_us, find_program, parse_size
+from util import VmError, background, dying_with_us, find_program, parse_size
 
 KINDS = ("virtio-pmem", "nvdimm")
 # Mode, and what the guest makes of the namespace: None is "as the kernel gives it".
@@ -69,7 +69,7 @@ class Qmp:
     async def start(self):
         reader, self.writer = await asyncio.open_connection(sock=self.ours, limit=1 << 22)
         await reader.readline()
-        asyncio.ensure_future(self._read(reader))
+        background(self._read(reader))
         await self.command("qmp_capabilities")
 
     async def _read(self, reader):

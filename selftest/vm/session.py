@@ -15,9 +15,10 @@ from faults import Faults
 from guestport import GuestPort
 from hostend import HostEnd
 from machine import HOTPLUG_PORTS, Machine, Region
-from util import VmError, compile_c, say, tail
+from util import VmError, background, compile_c, say, tail
 
 SKIPPED = 77
+BOOT_LIMIT = 180            # seconds; a slow one takes 30
 RESETS_PER_REBOOT = 3       # Linux tries several ways to reset a PC; one more is a guest that can't boot
 
 
@@ -96,7 +97,7 @@ class Session:
             await machine.start(self.regions, environment, [theirs])
         except VmError as e:
             raise VmError(f"{e}\n{tail(machine.errors)}") from e
-        asyncio.ensure_future(self._watch(machine))
+        background(self._watch(machine))
         await self.port.attach(machine.port)
         for region in self.regions:
             await self.faults.add_region(region.id, region.backing)
@@ -131,7 +132,7 @@ class Session:
             asyncio.get_running_loop().call_later(self.wake_after, self._wake)
 
     def _wake(self):
-        asyncio.ensure_future(self.machine.qmp.command("system_wakeup"))
+        background(self.machine.qmp.command("system_wakeup"))
 
     async def ready(self):
         """The guest is up, in whatever way it comes up; the regions have the modes asked for."""
@@ -140,12 +141,13 @@ class Session:
             await self.power_on()
         for _ in range(RESETS_PER_REBOOT):
             self.went_down.clear()
-            up = asyncio.ensure_future(self.port.up.wait())
-            down = asyncio.ensure_future(self.went_down.wait())
-            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (up, down):
+            up = background(self.port.up.wait())
+            down = background(self.went_down.wait())
+            done, waiting = await asyncio.wait({up, down}, timeout=BOOT_LIMIT,
+                                               return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
                 task.cancel()
-            if self.port.up.is_set() or self.off.is_set():
+            if not done or self.port.up.is_set() or self.off.is_set():
                 break
         if not self.port.up.is_set():
             raise VmError(f"the guest did not come up; its console ends with\n{self.last_words()}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Small things every part of the virtual machine tool needs."""
 
+import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -18,6 +19,23 @@ TOP = os.path.dirname(os.path.dirname(HERE))
 
 class VmError(Exception):
     """What went wrong, in words for the person who called `run`."""
+
+
+_tasks = set()
+
+
+def background(coroutine):
+    """Start a task nobody waits for. What it dies of reaches the loop's exception handler."""
+    def ended(task):
+        _tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "task failed", "exception": task.exception()})
+
+    task = asyncio.ensure_future(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(ended)
+    return task
 
 
 def say(text):
@@ -148,5 +166,4 @@ def compile_c(cache, name, sources, flags):
         if not os.path.exists(target):
             call(["gcc", "-O2", "-g", "-Wall", "-Wextra", "-o", target + ".new", *paths, *flags])
             os.rename(target + ".new", target)
-    os.unlink(target + ".lock")
     return target
