@@ -13,7 +13,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "closer.h"
@@ -56,21 +55,23 @@ static void forget_ended(void)
 static void leave_table(void)
 {
 	_cleanup_close_ int left = eventfd(0, EFD_CLOEXEC), pidfd = -1;
-	pid_t self = getpid(), child;
+	_cleanup_close_ int parent = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	struct pollfd polls[] = {{.fd = left, .events = POLLIN}, {.fd = parent, .events = POLLIN}};
 	uint64_t one = 1;
+	pid_t child;
 
-	if (left < 0)
+	if (left < 0 || parent < 0)
 		return;
 	child = fork_sharing_files(&pidfd);
 	if (child < 0)
 		return;
 	if (child == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() == self && read(left, &one, sizeof(one)) == sizeof(one))
-			syscall(SYS_close_range, 0, ~0U, 0);
+		/* The table may be emptied when we are out of it, be it that we have ended. */
+		while (poll(polls, ARRAY_SIZE(polls), -1) <= 0)
+			;
+		syscall(SYS_close_range, 0, ~0U, 0);
 		_exit(0);
 	}
-	/* Only once we are out of it may the table be emptied. */
 	if (unshare(CLONE_FILES) < 0 || write(left, &one, sizeof(one)) != sizeof(one))
 		kill(child, SIGKILL);
 }
