@@ -158,6 +158,26 @@ uninstall:
 	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" 2>/dev/null || true
 	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
 
+# ---- tests ----
+
+run-tests = selftest/run-tests --build-dir $(build)
+asan = $(MAKE) --no-print-directory O=$(build)/asan SANITIZE=address,undefined
+
+tests: all $(test-programs)
+
+check-fast: tests
+	$(Q)$(run-tests) unit
+
+# The whole of it, as CI runs it: `deps` first, since what builds the rest must be there before make looks for it.
+check: deps
+	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(asan) tests
+	$(Q)$(run-tests) unit asan machine guest
+
+demo: deps
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)selftest/demo $(build)
+
 # ---- for who works on it ----
 
 format:
@@ -188,6 +208,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all clean deps install uninstall format help
+.PHONY: all tests check check-fast demo clean deps install uninstall format help
 .SECONDARY:
 -include $(objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)

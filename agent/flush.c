@@ -92,7 +92,7 @@ int flush_arrive(struct flush *f, const struct flush_target *target, void *owner
 		return PMEM_AGENT_BUSY;
 
 	TAILQ_REMOVE(&f->unused, w, entry);
-	*w = (struct waiter){.owner = owner, .target = *target};
+	*w = (struct waiter){ .owner = owner, .target = *target };
 	TAILQ_INSERT_TAIL(&f->waiting, w, entry);
 	f->n_waiting++;
 	return 0;
@@ -102,8 +102,7 @@ static bool forget_in(struct flush *f, struct waiter_list *list, void *owner)
 {
 	struct waiter *w;
 
-	TAILQ_FOREACH(w, list, entry)
-	{
+	TAILQ_FOREACH (w, list, entry) {
 		if (w->owner != owner)
 			continue;
 		TAILQ_REMOVE(list, w, entry);
@@ -136,10 +135,10 @@ static void start(struct flush *f, uint64_t now, struct flush_action *ret)
 	struct waiter *first = TAILQ_FIRST(&f->waiting), *w, *next;
 
 	*ret = (struct flush_action){
-	    .type = FLUSH_ACT_START,
-	    .owner = first->owner,
-	    .round = ++f->started,
-	    .target = first->target,
+		.type = FLUSH_ACT_START,
+		.owner = first->owner,
+		.round = ++f->started,
+		.target = first->target,
 	};
 	f->state = FLUSH_IN_FLIGHT;
 	f->in_flight_usec = now;
@@ -159,12 +158,12 @@ bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret)
 
 	if (w) {
 		*ret = (struct flush_action){
-		    .type = FLUSH_ACT_ANSWER,
-		    .owner = w->owner,
-		    .round = w->round,
-		    .answer = w->answer,
-		    .error = w->error,
-		    .durable_usec = w->answer == PMEM_AGENT_DURABLE ? w->durable_usec : 0,
+			.type = FLUSH_ACT_ANSWER,
+			.owner = w->owner,
+			.round = w->round,
+			.answer = w->answer,
+			.error = w->error,
+			.durable_usec = w->answer == PMEM_AGENT_DURABLE ? w->durable_usec : 0,
 		};
 		TAILQ_REMOVE(&f->answered, w, entry);
 		TAILQ_INSERT_TAIL(&f->unused, w, entry);
@@ -231,11 +230,11 @@ void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t n
 	 */
 	f->latched = true;
 	f->loss = (struct flush_loss){
-	    .number = f->loss.number + 1,
-	    .error = error,
-	    .origin = origin,
-	    .round = f->started,
-	    .usec = now,
+		.number = f->loss.number + 1,
+		.error = error,
+		.origin = origin,
+		.round = f->started,
+		.usec = now,
 	};
 	answer_list(f, &f->joined, PMEM_AGENT_LOST, error);
 	answer_list(f, &f->waiting, PMEM_AGENT_LOST, error);
@@ -264,13 +263,13 @@ void flush_gone(struct flush *f)
 void flush_get_status(const struct flush *f, struct flush_status *ret)
 {
 	*ret = (struct flush_status){
-	    .state = f->state,
-	    .gone = f->gone,
-	    .started = f->started,
-	    .epoch = f->epoch,
-	    .epoch_usec = f->epoch_usec,
-	    .in_flight_usec = f->in_flight_usec,
-	    .waiting = f->n_waiting,
+		.state = f->state,
+		.gone = f->gone,
+		.started = f->started,
+		.epoch = f->epoch,
+		.epoch_usec = f->epoch_usec,
+		.in_flight_usec = f->in_flight_usec,
+		.waiting = f->n_waiting,
 	};
 	if (f->latched)
 		ret->loss = f->loss;
@@ -279,10 +278,10 @@ void flush_get_status(const struct flush *f, struct flush_status *ret)
 const char *flush_scope_to_string(enum flush_scope scope)
 {
 	static const char *const names[N_FLUSH_SCOPES] = {
-	    [FLUSH_REGION] = "region",
-	    [FLUSH_FILESYSTEM] = "filesystem",
-	    [FLUSH_FILE] = "file",
-	    [FLUSH_FILE_DATA] = "file-data",
+		[FLUSH_REGION] = "region",
+		[FLUSH_FILESYSTEM] = "filesystem",
+		[FLUSH_FILE] = "file",
+		[FLUSH_FILE_DATA] = "file-data",
 	};
 
 	return (unsigned int)scope < N_FLUSH_SCOPES ? names[scope] : "unknown";
@@ -291,8 +290,9 @@ const char *flush_scope_to_string(enum flush_scope scope)
 const char *flush_origin_to_string(enum flush_origin origin)
 {
 	static const char *const names[N_FLUSH_ORIGINS] = {
-	    [FLUSH_ORIGIN_NONE] = "none",       [FLUSH_ORIGIN_ROUND] = "round",   [FLUSH_ORIGIN_WITNESS] = "witness",
-	    [FLUSH_ORIGIN_OVERRUN] = "overrun", [FLUSH_ORIGIN_WORKER] = "worker", [FLUSH_ORIGIN_PEER] = "peer",
+		[FLUSH_ORIGIN_NONE] = "none",       [FLUSH_ORIGIN_ROUND] = "round",
+		[FLUSH_ORIGIN_WITNESS] = "witness", [FLUSH_ORIGIN_OVERRUN] = "overrun",
+		[FLUSH_ORIGIN_WORKER] = "worker",   [FLUSH_ORIGIN_PEER] = "peer",
 	};
 
 	return (unsigned int)origin < N_FLUSH_ORIGINS ? names[origin] : "unknown";
@@ -301,9 +301,9 @@ const char *flush_origin_to_string(enum flush_origin origin)
 const char *flush_status_to_string(const struct flush_status *status)
 {
 	static const char *const names[N_FLUSH_STATES] = {
-	    [FLUSH_IDLE] = "idle",
-	    [FLUSH_IN_FLIGHT] = "in-flight",
-	    [FLUSH_STALLED] = "stalled",
+		[FLUSH_IDLE] = "idle",
+		[FLUSH_IN_FLIGHT] = "in-flight",
+		[FLUSH_STALLED] = "stalled",
 	};
 
 	return status->loss.number ? "lost" : names[status->state];

@@ -136,7 +136,8 @@ static int send_object(struct host *h, struct json_object *o)
 {
 	if (!h->channel)
 		return -ENOTCONN;
-	return channel_send(h->channel, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+	return channel_send(h->channel,
+			    json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 /* ---- events ---- */
@@ -418,8 +419,8 @@ static const struct command {
 	int (*run)(struct host *h, struct json_object *arguments, struct json_object *id);
 	const char *arguments;
 } commands[] = {
-    {"query", command_query, "none"},
-    {"flush", command_flush, "'region' or 'path', a string, or none for every asynchronous region"},
+	{ "query", command_query, "none" },
+	{ "flush", command_flush, "'region' or 'path', a string, or none for every asynchronous region" },
 };
 
 static void run_command(struct host *h, struct json_object *o)
@@ -525,12 +526,12 @@ static void on_drained(struct channel *c, void *userdata)
 }
 
 static const struct channel_callbacks callbacks = {
-    .connected = greet,
-    .disconnected = on_disconnected,
-    .line = on_line,
-    .reset = on_reset,
-    .overlong = on_overlong,
-    .drained = on_drained,
+	.connected = greet,
+	.disconnected = on_disconnected,
+	.line = on_line,
+	.reset = on_reset,
+	.overlong = on_overlong,
+	.drained = on_drained,
 };
 
 void host_open(struct host *h)
@@ -568,7 +569,7 @@ int host_new(struct manager *m, struct host **ret)
 	h->tokener = json_tokener_new_ex(HOST_MAX_DEPTH);
 	if (!h->tokener)
 		return -ENOMEM;
-	h->listener = (struct manager_listener){.notify = on_manager_event, .userdata = h};
+	h->listener = (struct manager_listener){ .notify = on_manager_event, .userdata = h };
 	manager_add_listener(m, &h->listener);
 	host_open(h);
 	*ret = h;

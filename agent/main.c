@@ -47,11 +47,11 @@ static void usage(void)
 static int parse_arguments(int argc, char **argv)
 {
 	static const struct option options[] = {
-	    {"config", required_argument, NULL, 'c'},
-	    {"runtime-dir", required_argument, NULL, 'r'},
-	    {"version", no_argument, NULL, 'V'},
-	    {"help", no_argument, NULL, 'h'},
-	    {},
+		{ "config", required_argument, NULL, 'c' },
+		{ "runtime-dir", required_argument, NULL, 'r' },
+		{ "version", no_argument, NULL, 'V' },
+		{ "help", no_argument, NULL, 'h' },
+		{},
 	};
 	int c;
 
@@ -114,7 +114,7 @@ static void report_problems(const struct conf *conf)
 
 static int set_up_event(struct agent *a)
 {
-	static const int signals[] = {SIGTERM, SIGINT};
+	static const int signals[] = { SIGTERM, SIGINT };
 	int r = sd_event_default(&a->event);
 
 	if (r < 0)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * manager-private: what the three files of the owner's floor share
+ * manager-private: what the four files of the owner's floor share
  *
  *   manager.c  which regions there are, and who is told
  *   round.c    the rounds of one region: its worker, its page, its losses
+ *   watch.c    the losses that only the witness saw
  *   request.c  from a door's call to its answer
  */
 #pragma once
@@ -32,6 +33,7 @@ struct manager_region {
 	struct target target;          /* of the round in flight */
 	struct target last_target;     /* of the last round confirmed */
 	char detail[MOUNT_DETAIL_MAX]; /* why the last round was not confirmed */
+	bool hit;                      /* by an entry of the witness, in the reading at hand */
 	uint64_t published_loss;       /* number of the newest loss that was told */
 
 	void *bus_slot;
@@ -50,7 +52,9 @@ struct manager {
 	struct manager_listener *listeners;
 
 	struct witness *witness; /* NULL: not set up, or not to be relied on any more */
-	sd_event_source *witness_source;
+	struct {
+		sd_event_source *source, *settle;
+	} watch;
 
 	struct {
 		void (*done)(bool clean, void *userdata);
@@ -106,10 +110,16 @@ void round_lose(struct manager_region *mr, int error, enum flush_origin origin);
 /* "loss 1: Input/output error, noticed by witness" */
 void round_describe_loss(const struct manager_region *mr, char detail[static MOUNT_DETAIL_MAX]);
 
-/* Opens the witness; reads what it has seen so far, and latches what that hits. `except` is left alone: it has just
- * been. */
-void round_witness_start(struct manager *m);
-void round_witness_read(struct manager *m, const struct manager_region *except);
+/* ---- watch.c ---- */
+
+/* Opens the witness, reads what it has seen so far, and follows it. Without one the basis is own-flush. */
+void watch_start(struct manager *m);
+
+/* Reads what it has seen, and latches the regions it hit; what `just_lost` has been hit by was counted just now. */
+void watch_read(struct manager *m, struct manager_region *just_lost);
+
+/* Entries that came while a round was in flight may be looked at. */
+void watch_resume(struct manager *m);
 
 /* ---- request.c ---- */
 

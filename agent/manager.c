@@ -44,9 +44,9 @@ struct manager_region *manager_find_region(const struct manager *m, const char *
 {
 	struct manager_region *mr;
 
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	if (strcmp(mr->region->name, name) == 0)
-		return mr;
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (strcmp(mr->region->name, name) == 0)
+			return mr;
 	return NULL;
 }
 
@@ -54,9 +54,9 @@ struct manager_region *manager_find_device(const struct manager *m, dev_t devnum
 {
 	struct manager_region *mr;
 
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	if (region_has_device(mr->region, devnum, character))
-		return mr;
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (region_has_device(mr->region, devnum, character))
+			return mr;
 	return NULL;
 }
 
@@ -142,9 +142,9 @@ static int add_region(struct manager *m, struct region **region)
 	}
 	*region = NULL;
 
-	TAILQ_FOREACH(before, &m->regions, entry)
-	if (strverscmp(before->region->name, mr->region->name) > 0)
-		break;
+	TAILQ_FOREACH (before, &m->regions, entry)
+		if (strverscmp(before->region->name, mr->region->name) > 0)
+			break;
 	if (before)
 		TAILQ_INSERT_BEFORE(before, mr, entry);
 	else
@@ -257,7 +257,7 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, str
 	r = manager_rescan(m);
 	if (r < 0)
 		return r;
-	round_witness_start(m);
+	watch_start(m);
 
 	*ret = m;
 	m = NULL;
@@ -280,7 +280,8 @@ struct manager *manager_free(struct manager *m)
 		return NULL;
 	free_list(&m->regions);
 	free_list(&m->removed);
-	sd_event_source_disable_unref(m->witness_source);
+	sd_event_source_disable_unref(m->watch.source);
+	sd_event_source_disable_unref(m->watch.settle);
 	sd_event_source_disable_unref(m->stop.timer);
 	witness_free(m->witness);
 	conf_free(m->conf);
@@ -331,8 +332,7 @@ void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), v
 	m->stop.done = done;
 	m->stop.userdata = userdata;
 	m->stop.clean = true;
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	{
+	TAILQ_FOREACH (mr, &m->regions, entry) {
 		int r;
 
 		if (!mr->flush)

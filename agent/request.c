@@ -36,11 +36,11 @@ static struct manager_region *find_emulated(const struct manager *m, int fd)
 
 	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) < 0)
 		return NULL;
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	if (mr->region->method == REGION_METHOD_FILE &&
-	    mr->region->emulate_device == makedev(stx.stx_dev_major, stx.stx_dev_minor) &&
-	    mr->region->emulate_inode == stx.stx_ino)
-		return mr;
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (mr->region->method == REGION_METHOD_FILE &&
+		    mr->region->emulate_device == makedev(stx.stx_dev_major, stx.stx_dev_minor) &&
+		    mr->region->emulate_inode == stx.stx_ino)
+			return mr;
 	return NULL;
 }
 
@@ -83,7 +83,7 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 		    manager_find_device(r->manager, r->target.leaves[i].devnum, r->target.leaves[i].character);
 
 		if (mr)
-			r->parts[r->n_parts++] = (struct part){.request = r, .region = mr};
+			r->parts[r->n_parts++] = (struct part){ .request = r, .region = mr };
 		else
 			other = &r->target.leaves[i];
 	}
@@ -176,7 +176,7 @@ static void target_region(const struct manager_region *mr, struct request *r)
 {
 	const struct namespace *ns = mr->region->flush_namespace;
 
-	r->target = (struct target){.flush.scope = FLUSH_REGION};
+	r->target = (struct target){ .flush.scope = FLUSH_REGION };
 	snprintf(r->target.source, sizeof(r->target.source), "%s", mr->region->name);
 	if (ns) {
 		r->target.device = ns->devnum;
@@ -184,7 +184,7 @@ static void target_region(const struct manager_region *mr, struct request *r)
 		r->target.leaves[0].devnum = ns->devnum;
 		snprintf(r->target.leaves[0].name, sizeof(r->target.leaves[0].name), "%s", ns->device);
 	}
-	r->parts[r->n_parts++] = (struct part){.request = r, .region = (struct manager_region *)mr};
+	r->parts[r->n_parts++] = (struct part){ .request = r, .region = (struct manager_region *)mr };
 }
 
 int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, request_done_t done, void *userdata,
@@ -288,7 +288,7 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 
 	if (action->answer == PMEM_AGENT_DURABLE) {
 		result->epochs[result->n_epochs++] =
-		    (struct request_epoch){.region = part->region, .epoch = action->round};
+		    (struct request_epoch){ .region = part->region, .epoch = action->round };
 		if (result->durable_usec == 0 || action->durable_usec < result->durable_usec)
 			result->durable_usec = action->durable_usec;
 		if (result->n_epochs < r->n_parts)

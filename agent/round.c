@@ -7,12 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/sysmacros.h>
 
 #include "answer.h"
 #include "log.h"
 #include "manager-private.h"
-#include "sysfs.h"
 
 /* There may be something to start or to answer: from the loop, not from within the call. */
 static void kick(struct manager_region *mr)
@@ -96,121 +94,6 @@ static void lose_peers(struct manager_region *mr, int error)
 	}
 }
 
-/* ---- the witness ---- */
-
-/* The disk of a partition, or the disk itself. -ENOENT: the device is no more. */
-static int get_disk(dev_t devnum, dev_t *ret)
-{
-	_cleanup_free_ char *path = sysfs_resolve("/sys/dev/block/%u:%u", major(devnum), minor(devnum));
-
-	if (!path)
-		return -errno;
-	return sysfs_read_devnum(ret, sysfs_exists("%s/partition", path) ? "%s/../dev" : "%s/dev", path);
-}
-
-/* The region whose I/O failed; one that is not known yet is looked for. */
-static struct manager_region *find_hit(struct manager *m, dev_t disk)
-{
-	struct manager_region *mr = manager_find_device(m, disk, false);
-
-	if (!mr && manager_rescan(m) >= 0)
-		mr = manager_find_device(m, disk, false);
-	return mr;
-}
-
-static void witness_error(struct manager *m, const struct witness_entry *e, const struct manager_region *except)
-{
-	struct manager_region *mr;
-	dev_t disk;
-
-	if (get_disk(e->devnum, &disk) >= 0) {
-		mr = find_hit(m, disk);
-		if (mr && mr != except)
-			round_lose(mr, e->error, FLUSH_ORIGIN_WITNESS);
-		return;
-	}
-
-	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	if (mr != except && mr->region->flush_namespace &&
-	    major(mr->region->flush_namespace->devnum) == major(e->devnum))
-		round_lose(mr, e->error, FLUSH_ORIGIN_WITNESS);
-}
-
-static void witness_overrun(struct manager *m, const struct manager_region *except)
-{
-	struct manager_region *mr;
-
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	if (mr != except)
-		round_lose(mr, EIO, FLUSH_ORIGIN_OVERRUN);
-}
-
-void round_witness_read(struct manager *m, const struct manager_region *except)
-{
-	struct witness_entry entry;
-	int r;
-
-	while (m->witness && (r = witness_next(m->witness, &entry)) != 0) {
-		if (r < 0) {
-			log_daemon(LOG_ERR, LOG_EVENT_WITNESS,
-				   "cannot read the trace instance any more (%s): errors that others take go unseen",
-				   strerrordesc_np(-r));
-			m->witness_source = sd_event_source_disable_unref(m->witness_source);
-			m->witness = witness_free(m->witness);
-			return;
-		}
-		switch (entry.type) {
-		case WITNESS_ENTRY_NONE:
-			break;
-		case WITNESS_ENTRY_ERROR:
-			witness_error(m, &entry, except);
-			break;
-		case WITNESS_ENTRY_OVERRUN:
-			witness_overrun(m, except);
-			break;
-		}
-	}
-}
-
-/*
- * While a round of ours is in flight its own error comes this way too: the end of the round reads the witness, and
- * counts that as one loss. The source is level-triggered, so it is off until then.
- */
-static int on_witness(sd_event_source *source, int fd, uint32_t events, void *userdata)
-{
-	struct manager *m = userdata;
-	struct manager_region *mr;
-	struct flush_status status;
-
-	TAILQ_FOREACH(mr, &m->regions, entry)
-	{
-		status_of(mr, &status);
-		if (status.state == FLUSH_IN_FLIGHT)
-			return sd_event_source_set_enabled(source, SD_EVENT_OFF);
-	}
-	round_witness_read(m, NULL);
-	return 0;
-}
-
-void round_witness_start(struct manager *m)
-{
-	int r = witness_open(WITNESS_INSTANCE, &m->witness);
-
-	if (r >= 0)
-		r = sd_event_add_io(m->event, &m->witness_source, witness_get_fd(m->witness), EPOLLIN, on_witness, m);
-	if (r < 0) {
-		m->witness = witness_free(m->witness);
-		log_daemon(
-		    LOG_NOTICE, LOG_EVENT_WITNESS,
-		    "no trace instance (%s): an I/O error that another program takes goes unseen, answers rest on "
-		    "own-flush only",
-		    strerrordesc_np(-r));
-		return;
-	}
-	round_witness_read(m, NULL);
-}
-
 /* ---- a round ends ---- */
 
 static enum pmem_agent_answer answer_of(struct manager_region *mr, const struct worker_result *result)
@@ -241,16 +124,15 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 			answer = PMEM_AGENT_UNKNOWN;
 			error = r < 0 ? -r : 0;
 		}
-		round_witness_read(m, NULL);
+		watch_read(m, NULL);
 	}
 	flush_done(mr->flush, result->round, answer, error, origin, now_usec(CLOCK_REALTIME));
 	publish_loss(mr);
 	if (answer == PMEM_AGENT_LOST) {
 		lose_peers(mr, error);
-		round_witness_read(m, mr);
+		watch_read(m, mr);
 	}
-	if (m->witness_source)
-		sd_event_source_set_enabled(m->witness_source, SD_EVENT_ON);
+	watch_resume(m);
 
 	status_of(mr, &after);
 	if (before.state == FLUSH_STALLED) {
@@ -386,7 +268,7 @@ static void plan(const struct region *region, const struct target *target, bool 
 static void begin_round(struct manager_region *mr, const struct flush_action *action)
 {
 	struct part *part = action->owner;
-	struct worker_round round = {.round = action->round};
+	struct worker_round round = { .round = action->round };
 	enum pmem_agent_answer answer = PMEM_AGENT_UNKNOWN;
 	int fd = part->request->fd, r;
 
@@ -425,8 +307,7 @@ static int on_stall(sd_event_source *source, uint64_t usec, void *userdata)
 		   "%s: the host has not answered a flush for %.1f s", mr->region->name,
 		   (double)mr->manager->conf->stall_usec / USEC_PER_SEC);
 	manager_notify(mr->manager, MANAGER_STALLED, mr);
-	if (mr->manager->witness_source)
-		sd_event_source_set_enabled(mr->manager->witness_source, SD_EVENT_ON);
+	watch_resume(mr->manager);
 	return 0;
 }
 
@@ -476,7 +357,7 @@ static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *us
 	struct manager_region *mr = userdata;
 
 	mr->adopted_source = sd_event_source_disable_unref(mr->adopted_source);
-	round_witness_read(mr->manager, NULL);
+	watch_read(mr->manager, NULL);
 	settle_page(mr);
 	flush_adopted(mr->flush, mr->page->worker.started);
 	log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, epoch_of(mr),
@@ -494,11 +375,11 @@ static int adopt(struct manager_region *mr)
 
 	if (page->agent.loss > page->agent.acknowledged) {
 		struct flush_loss loss = {
-		    .number = page->agent.loss,
-		    .error = page->agent.loss_error,
-		    .origin = page->agent.loss_origin,
-		    .round = page->agent.loss_round,
-		    .usec = page->agent.loss_usec,
+			.number = page->agent.loss,
+			.error = page->agent.loss_error,
+			.origin = page->agent.loss_origin,
+			.round = page->agent.loss_round,
+			.usec = page->agent.loss_usec,
 		};
 
 		flush_restore_loss(mr->flush, &loss);

@@ -216,7 +216,7 @@ static void make_round(const struct worker_round *round, int passed, struct work
 	_cleanup_close_ int opened = -1, then = -1;
 	int fd = passed;
 
-	*ret = (struct worker_result){.round = round->round};
+	*ret = (struct worker_result){ .round = round->round };
 
 	if (round->path[0]) {
 		opened = round->call == WORKER_DEEP_FLUSH ? open(round->path, O_WRONLY | O_CLOEXEC)
@@ -250,9 +250,10 @@ static int receive(int sock, struct worker_round *ret, int *ret_fd)
 		struct cmsghdr header;
 		char buffer[CMSG_SPACE(sizeof(int))];
 	} control;
-	struct iovec iov = {.iov_base = ret, .iov_len = sizeof(*ret)};
+	struct iovec iov = { .iov_base = ret, .iov_len = sizeof(*ret) };
 	struct msghdr m = {
-	    .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+	};
 	ssize_t n;
 
 	do
@@ -299,7 +300,7 @@ static void work(int sock, struct pmem_agent_page *page)
 
 static _Noreturn void child(int sock, struct pmem_agent_page *page)
 {
-	static const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT};
+	static const int ignored[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT };
 	sigset_t none;
 
 	/* It ends when its agent ends, and not in the middle of a round. */
@@ -382,16 +383,16 @@ int worker_begin(struct worker *w, const struct worker_round *round, int fd)
 		struct cmsghdr header;
 		char buffer[CMSG_SPACE(sizeof(int))];
 	} control = {};
-	struct iovec iov = {.iov_base = (void *)round, .iov_len = sizeof(*round)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct iovec iov = { .iov_base = (void *)round, .iov_len = sizeof(*round) };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
 
 	if (fd >= 0) {
 		m.msg_control = &control;
 		m.msg_controllen = sizeof(control);
 		control.header = (struct cmsghdr){
-		    .cmsg_level = SOL_SOCKET,
-		    .cmsg_type = SCM_RIGHTS,
-		    .cmsg_len = CMSG_LEN(sizeof(int)),
+			.cmsg_level = SOL_SOCKET,
+			.cmsg_type = SCM_RIGHTS,
+			.cmsg_len = CMSG_LEN(sizeof(int)),
 		};
 		memcpy(CMSG_DATA(&control.header), &fd, sizeof(int));
 	}
