@@ -52,15 +52,15 @@ enum column {
 };
 
 static const struct ctl_column columns[] = {
-    [COLUMN_TARGET] = {"TARGET", CTL_STRING, 0},
-    [COLUMN_ANSWER] = {"ANSWER", CTL_STRING, 0},
-    [COLUMN_EXIT_STATUS] = {"EXIT_STATUS", CTL_NUMBER, 0},
-    [COLUMN_SCOPE] = {"SCOPE", CTL_STRING, 0},
-    [COLUMN_BASIS] = {"BASIS", CTL_STRING, 0},
-    [COLUMN_REGIONS] = {"REGIONS", CTL_STRINGS, 0},
-    [COLUMN_EPOCHS] = {"EPOCHS", CTL_NUMBERS, 0},
-    [COLUMN_DURABLE_USEC] = {"DURABLE_USEC", CTL_NUMBER, 0},
-    [COLUMN_MESSAGE] = {"MESSAGE", CTL_STRING, 0},
+	[COLUMN_TARGET] = { "TARGET", CTL_STRING, 0 },
+	[COLUMN_ANSWER] = { "ANSWER", CTL_STRING, 0 },
+	[COLUMN_EXIT_STATUS] = { "EXIT_STATUS", CTL_NUMBER, 0 },
+	[COLUMN_SCOPE] = { "SCOPE", CTL_STRING, 0 },
+	[COLUMN_BASIS] = { "BASIS", CTL_STRING, 0 },
+	[COLUMN_REGIONS] = { "REGIONS", CTL_STRINGS, 0 },
+	[COLUMN_EPOCHS] = { "EPOCHS", CTL_NUMBERS, 0 },
+	[COLUMN_DURABLE_USEC] = { "DURABLE_USEC", CTL_NUMBER, 0 },
+	[COLUMN_MESSAGE] = { "MESSAGE", CTL_STRING, 0 },
 };
 _Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
 
@@ -181,7 +181,7 @@ static int read_durable(struct item *t, sd_bus_message *reply)
 /* A machine without any region has nothing that the agent would know better. */
 static bool machine_has_regions(void)
 {
-	glob_t found = {0};
+	glob_t found = { 0 };
 	bool any = glob("/sys/bus/nd/devices/region*", 0, NULL, &found) != GLOB_NOMATCH;
 
 	globfree(&found);
@@ -405,10 +405,10 @@ static int choose_targets(struct flush_run *run, const struct ctl_regions *list,
 		if (run->ctl->all && !region->asynchronous)
 			continue;
 		run->targets[run->n_targets++] = (struct item){
-		    .run = run,
-		    .name = region ? region->name : arguments[i],
-		    .region = region ? region->path : NULL,
-		    .fd = -1,
+			.run = run,
+			.name = region ? region->name : arguments[i],
+			.region = region ? region->path : NULL,
+			.fd = -1,
 		};
 	}
 	return 0;
@@ -471,7 +471,7 @@ static void run_clear(struct flush_run *run)
 {
 	for (unsigned int i = 0; i < run->n_targets; i++) {
 		struct item *t = &run->targets[i];
-		char *texts[] = {t->answer, t->scope, t->basis, t->regions, t->epochs, t->durable_usec, t->message};
+		char *texts[] = { t->answer, t->scope, t->basis, t->regions, t->epochs, t->durable_usec, t->message };
 
 		for (unsigned int j = 0; j < ARRAY_SIZE(texts); j++)
 			free(texts[j]);
@@ -486,8 +486,8 @@ static void run_clear(struct flush_run *run)
 
 int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 {
-	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
-	_cleanup_(run_clear) struct flush_run run = {.ctl = c};
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
+	_cleanup_(run_clear) struct flush_run run = { .ctl = c };
 	int r;
 
 	if (c->all ? n > 0 : n == 0) {

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Completion of pmemctl for bash.
+
+_pmemctl_regions()
+{
+	pmemctl list --json 2>/dev/null | sed -n 's/^ *"region": "\(.*\)",$/\1/p'
+}
+
+_pmemctl()
+{
+	local verbs="list status flush watch"
+	local options="--json --quiet --help --version"
+	local flush_options="--all --datasync --fallback --scope="
+	local word=${COMP_WORDS[COMP_CWORD]} verb= i
+	local IFS=$' \t\n'
+
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		case " $verbs " in
+		*" ${COMP_WORDS[i]} "*)
+			verb=${COMP_WORDS[i]}
+			break
+			;;
+		esac
+	done
+
+	COMPREPLY=()
+	if [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
+		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
+	elif [[ $word == -* ]]; then
+		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
+		COMPREPLY=($(compgen -W "$options" -- "$word"))
+		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
+	elif [[ -z $verb ]]; then
+		COMPREPLY=($(compgen -W "$verbs" -- "$word"))
+	elif [[ $verb == status ]]; then
+		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word"))
+	elif [[ $verb == flush ]]; then
+		compopt -o filenames
+		local IFS=$'\n'
+		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word") $(compgen -f -- "$word"))
+	fi
+}
+
+complete -F _pmemctl pmemctl

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-pmemctl: the tool against an agent with an emulated region, and its tables against its manual page
+ */
+#include <json-c/json.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "agent/answer.h"
+#include "agent/ctl.h"
+#include "selftest/session.h"
+
+static struct session session;
+static bool as_nobody;
+static char out[16384], err[4096];
+
+static int set_up(void **state)
+{
+	const char *missing;
+
+	alarm(120);
+	setenv("TZ", "UTC", 1);
+	missing = session_start(&session);
+	if (missing)
+		print_error("test-pmemctl needs %s\n", missing);
+	return missing ? -1 : 0;
+}
+
+static int tear_down(void **state)
+{
+	session_stop(&session);
+	return 0;
+}
+
+/* ---- running it ---- */
+
+static void read_back(FILE *f, char *text, size_t size)
+{
+	size_t n;
+
+	rewind(f);
+	n = fread(text, 1, size - 1, f);
+	text[n] = '\0';
+	fclose(f);
+}
+
+static pid_t start(FILE *to, FILE *errors, const char *const *arguments)
+{
+	char *argv[16] = { (char *)"pmemctl" };
+	int argc = 1;
+	pid_t pid;
+
+	while (arguments[argc - 1]) {
+		argv[argc] = (char *)arguments[argc - 1];
+		argc++;
+	}
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		if (as_nobody && (setgid(65534) < 0 || setuid(65534) < 0))
+			_exit(127);
+		dup2(fileno(to), STDOUT_FILENO);
+		dup2(fileno(errors), STDERR_FILENO);
+		exit(ctl_main(argc, argv));
+	}
+	return pid;
+}
+
+/* The exit status; what it printed is in `out` and `err`. */
+static int run_arguments(const char *const *arguments)
+{
+	FILE *to = tmpfile(), *errors = tmpfile();
+	int status;
+
+	assert_non_null(to);
+	assert_non_null(errors);
+	waitpid(start(to, errors, arguments), &status, 0);
+	read_back(to, out, sizeof(out));
+	read_back(errors, err, sizeof(err));
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+#define run(...) run_arguments((const char *const[]){ __VA_ARGS__, NULL })
+
+static void assert_says(const char *text, const char *words)
+{
+	if (!strstr(text, words))
+		print_error("\"%s\" does not say \"%s\"\n", text, words);
+	assert_non_null(strstr(text, words));
+}
+
+/* ---- the tables against what is written about them ---- */
+
+static char *load(const char *path)
+{
+	static char text[65536];
+	FILE *f = fopen(path, "re");
+
+	assert_non_null(f);
+	read_back(f, text, sizeof(text));
+	return text;
+}
+
+static void assert_written(const char *path, const char *before, const char *name, const char *after)
+{
+	char words[128];
+
+	snprintf(words, sizeof(words), "%s%s%s", before, name, after);
+	if (!strstr(load(path), words))
+		print_error("%s has no \"%s\"\n", path, words);
+	assert_non_null(strstr(load(path), words));
+}
+
+static void test_verbs_and_options_are_written_down(void **state)
+{
+	assert_int_equal(run("--help"), 0);
+	for (unsigned int i = 0; i < ctl_n_verbs; i++) {
+		assert_written("agent/pmemctl.1.scd", "\n*", ctl_verbs[i].name, "*");
+		assert_written("agent/pmemctl.bash", "", ctl_verbs[i].name, "");
+		assert_says(out, ctl_verbs[i].help);
+	}
+	for (unsigned int i = 0; i < ctl_n_options; i++) {
+		char option[64];
+
+		snprintf(option, sizeof(option), "--%s", ctl_options[i]);
+		assert_written("agent/pmemctl.1.scd", "*", option, "*");
+		assert_written("agent/pmemctl.bash", "", option, "");
+		assert_says(out, option);
+	}
+}
+
+static void test_exit_statuses_are_written_down(void **state)
+{
+	for (unsigned int i = 0; i < PMEM_AGENT_N_ANSWERS; i++) {
+		const struct answer *a = answer_get(i);
+		char row[128];
+
+		snprintf(row, sizeof(row), "\n|  %d\n:  %s\n", a->exit_status, a->name);
+		assert_written("agent/pmemctl.1.scd", "", row, "");
+		if (i != PMEM_AGENT_DURABLE)
+			assert_written("agent/io.pmem.Agent1.5.scd", "*", a->name, "*");
+	}
+}
+
+static void test_properties_are_written_down(void **state)
+{
+	_cleanup_free_ char *xml = strdup(load("units/io.pmem.Agent1.xml"));
+	static const char start_of_name[] = "<property name=\"";
+	unsigned int n = 0;
+
+	for (char *p = xml; (p = strstr(p, start_of_name)); n++) {
+		p += strlen(start_of_name);
+		p[strcspn(p, "\"")] = '\0';
+		assert_written("agent/io.pmem.Agent1.5.scd", "*", p, "*");
+		p += strlen(p) + 1;
+	}
+	assert_in_range(n, 20, 100);
+}
+
+/* ---- usage ---- */
+
+static void test_wrong_usage(void **state)
+{
+	assert_int_equal(run("--scope=file"), CTL_EXIT_USAGE);
+	assert_says(err, "Known: list, status, flush, watch");
+	assert_int_equal(run("flash"), CTL_EXIT_USAGE);
+	assert_says(err, "unknown verb flash");
+	assert_int_equal(run("--nonsense", "list"), CTL_EXIT_USAGE);
+	assert_says(err, "--nonsense");
+	assert_int_equal(run("list", "emu0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("flush"), CTL_EXIT_USAGE);
+	assert_int_equal(run("flush", "--all", "/"), CTL_EXIT_USAGE);
+	assert_int_equal(run("list", "--all"), CTL_EXIT_USAGE);
+	assert_int_equal(run("flush", "--scope=disk", "/"), CTL_EXIT_USAGE);
+	assert_says(err, "disk");
+	assert_int_equal(run("flush", "--scope=region", "--datasync", "/"), CTL_EXIT_USAGE);
+	assert_int_equal(run("flush", "--scope=file", "emu0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("--version"), 0);
+	assert_says(out, PMEM_AGENT_VERSION);
+}
+
+/* ---- what it does ---- */
+
+static struct json_object *parse(const char *name, unsigned int n)
+{
+	struct json_object *whole = json_tokener_parse(out), *array;
+
+	assert_non_null(whole);
+	assert_true(json_object_object_get_ex(whole, name, &array));
+	assert_int_equal(json_object_array_length(array), n);
+	return whole;
+}
+
+static const char *get(struct json_object *whole, const char *name, unsigned int i, const char *key)
+{
+	struct json_object *array, *value;
+
+	json_object_object_get_ex(whole, name, &array);
+	assert_true(json_object_object_get_ex(json_object_array_get_idx(array, i), key, &value));
+	return value ? json_object_get_string(value) : "null";
+}
+
+static void test_list_and_status(void **state)
+{
+	struct json_object *json;
+
+	assert_int_equal(run("list"), 0);
+	assert_says(out, "emu0");
+	assert_says(out, session.emulated);
+	assert_int_equal(run("list", "--json"), 0);
+	json = parse("regions", 1);
+	assert_string_equal(get(json, "regions", 0, "region"), "emu0");
+	assert_string_equal(get(json, "regions", 0, "asynchronous"), "true");
+	assert_string_equal(get(json, "regions", 0, "size"), "1048576");
+	assert_string_equal(get(json, "regions", 0, "resource"), "null");
+	json_object_put(json);
+	assert_int_equal(run("status", "emu0"), 0);
+	assert_says(out, "idle");
+	assert_int_equal(run("status", "emu0", "nothing"), 15);
+	assert_says(err, "nothing: there is no such region");
+	assert_says(out, "emu0");
+	assert_int_equal(run("status", "--quiet"), 0);
+	assert_string_equal(out, "");
+}
+
+static void test_flush(void **state)
+{
+	struct json_object *json;
+
+	assert_int_equal(run("flush", "emu0"), 0);
+	assert_says(out, "emu0: durable (region, emu0 epoch 1, own-flush)");
+	assert_int_equal(run("flush", "--all"), 0);
+	assert_says(out, "epoch 2");
+	assert_int_equal(run("flush", "--quiet", session.emulated), 0);
+	assert_string_equal(out, "");
+	assert_string_equal(err, "");
+	assert_int_equal(run("flush", "--json", "emu0", session.emulated), 0);
+	json = parse("flushes", 2);
+	assert_string_equal(get(json, "flushes", 0, "answer"), "Durable");
+	assert_string_equal(get(json, "flushes", 0, "regions"), "[ \"emu0\" ]");
+	assert_string_equal(get(json, "flushes", 1, "target"), session.emulated);
+	json_object_put(json);
+	assert_int_equal(run("status"), 0);
+	assert_says(out, "durable: what was stored before 2");
+}
+
+/* Each failure has one line; the others are tried all the same. */
+static void test_failures(void **state)
+{
+	struct json_object *json;
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/nothing", session.directory);
+	assert_int_equal(run("flush", path), 15);
+	assert_says(err, path);
+	assert_int_equal(run("flush", "nothing"), 15);
+	assert_says(err, "nothing: there is no such region, file or directory");
+	assert_int_equal(run("flush", "/proc/self/status"), 7);
+	assert_says(err, "pmemctl: /proc/self/status: ");
+	assert_int_equal(run("flush", "--json", path, "/proc/self/status", "emu0"), 15);
+	json = parse("flushes", 3);
+	assert_string_equal(get(json, "flushes", 0, "answer"), "NotFound");
+	assert_string_equal(get(json, "flushes", 1, "answer"), "OrdinaryStorage");
+	assert_string_equal(get(json, "flushes", 2, "answer"), "Durable");
+	json_object_put(json);
+}
+
+static void test_no_permission(void **state)
+{
+	char path[128], socket[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/closed", session.directory);
+	snprintf(socket, sizeof(socket), "%s/bus", session.directory);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0);
+	assert_true(fd >= 0);
+	close(fd);
+	/* To root nothing is closed. */
+	as_nobody = geteuid() == 0;
+	assert_int_equal(chmod(session.directory, 0755), 0);
+	assert_int_equal(chmod(socket, 0666), 0);
+	assert_int_equal(run("flush", path), 16);
+	assert_says(err, "you may neither read nor write it");
+	/* It gets as far as the agent. */
+	assert_int_equal(chmod(path, 0222), 0);
+	assert_int_equal(run("flush", path), 7);
+	if (as_nobody) {
+		assert_int_equal(run("flush", "emu0"), 16);
+		assert_says(err, "polkit");
+	}
+	as_nobody = false;
+	unlink(path);
+}
+
+static void test_fallback(void **state)
+{
+	struct json_object *json;
+
+	assert_int_equal(run("flush", "--fallback", session.directory, "/proc/self/status", "emu0"), 1);
+	assert_says(out, "synced with syncfs(2), not through a region");
+	assert_says(out, "emu0: durable");
+	assert_says(err, "fsync(2): ");
+	assert_int_equal(run("flush", "--fallback", "--json", session.directory), 0);
+	json = parse("flushes", 1);
+	assert_string_equal(get(json, "flushes", 0, "answer"), "Synced");
+	json_object_put(json);
+}
+
+/* ---- a host that does not answer ---- */
+
+static void wait_until_state(const char *state)
+{
+	do
+		run("status", "--json");
+	while (!strstr(out, state));
+}
+
+static void test_waits_watches_and_tells_the_loss(void **state)
+{
+	FILE *to = tmpfile(), *errors = tmpfile(), *events = tmpfile(), *watch_errors = tmpfile();
+	pid_t worker = session_worker(&session), flush, watch;
+	int status;
+
+	assert_true(worker > 1);
+	watch = start(events, watch_errors, (const char *const[]){ "watch", "--json", NULL });
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	flush = start(to, errors, (const char *const[]){ "flush", "emu0", NULL });
+	wait_until_state("\"in-flight\"");
+	assert_int_equal(waitpid(flush, NULL, WNOHANG), 0);
+	assert_int_equal(kill(worker, SIGKILL), 0);
+	waitpid(flush, &status, 0);
+	assert_int_equal(WEXITSTATUS(status), 3);
+	read_back(errors, err, sizeof(err));
+	assert_says(err, "pmemctl: emu0: ");
+	assert_says(err, "loss 1");
+	read_back(to, out, sizeof(out));
+	assert_string_equal(out, "");
+
+	assert_int_equal(run("status"), 3);
+	assert_says(out, "lost");
+	assert_says(out, "noticed by worker");
+	assert_int_equal(run("flush", "emu0", "nothing"), 3);
+	assert_int_equal(run("flush", "nothing", "emu0"), 3);
+
+	do {
+		struct stat st;
+
+		assert_int_equal(fstat(fileno(events), &st), 0);
+		assert_true((size_t)st.st_size < sizeof(out));
+		memset(out, 0, sizeof(out));
+		assert_true(pread(fileno(events), out, sizeof(out) - 1, 0) >= 0);
+		assert_int_equal(waitpid(watch, NULL, WNOHANG), 0);
+	} while (!strstr(out, "\"state\":\"lost\""));
+	assert_says(out, "{\"time_usec\":");
+	kill(watch, SIGKILL);
+	waitpid(watch, NULL, 0);
+	fclose(events);
+	fclose(watch_errors);
+}
+
+static void test_agent_ends_meanwhile(void **state)
+{
+	struct session other;
+	FILE *to = tmpfile(), *errors = tmpfile();
+	int status;
+	pid_t worker, flush;
+
+	assert_null(session_start(&other));
+	assert_int_equal(run("flush", "emu0"), 0);
+	worker = session_worker(&other);
+	assert_true(worker > 1);
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	flush = start(to, errors, (const char *const[]){ "flush", "emu0", NULL });
+	wait_until_state("\"in-flight\"");
+	session_kill(&other.agent);
+	waitpid(flush, &status, 0);
+	assert_int_equal(WEXITSTATUS(status), 4);
+	read_back(errors, err, sizeof(err));
+	assert_says(err, "nobody can tell");
+	read_back(to, out, sizeof(out));
+	kill(worker, SIGKILL);
+
+	assert_int_equal(run("status"), 1);
+	assert_says(err, "the agent does not answer");
+	assert_int_equal(run("flush", "/"), 1);
+	assert_says(err, "the agent does not answer");
+	session_stop(&other);
+	assert_int_equal(run("list"), 1);
+	assert_says(err, "D-Bus");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_verbs_and_options_are_written_down),
+		cmocka_unit_test(test_exit_statuses_are_written_down),
+		cmocka_unit_test(test_properties_are_written_down),
+		cmocka_unit_test(test_wrong_usage),
+		cmocka_unit_test(test_list_and_status),
+		cmocka_unit_test(test_flush),
+		cmocka_unit_test(test_failures),
+		cmocka_unit_test(test_no_permission),
+		cmocka_unit_test(test_fallback),
+		cmocka_unit_test(test_waits_watches_and_tells_the_loss),
+		cmocka_unit_test(test_agent_ends_meanwhile),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, set_up, tear_down);
+}
