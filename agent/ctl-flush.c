@@ -368,8 +368,10 @@ static void fall_back(struct item *t)
 	if (r == 0)
 		r = whole ? syncfs(t->fd) : c->datasync ? fdatasync(t->fd) : fsync(t->fd);
 	if (r < 0) {
+		bool refused = errno == EINVAL || errno == EROFS || errno == EOPNOTSUPP;
 		_cleanup_free_ char *message =
-		    ctl_format("%s(2): %s; its data may be lost", call, strerrordesc_np(errno));
+		    ctl_format("%s(2): %s; %s", call, strerrordesc_np(errno),
+			       refused ? "it is nothing that can be synced" : "what was stored there may be lost");
 
 		fail(t, CTL_EXIT_FAILURE, "Failure", message ?: call);
 		return;
