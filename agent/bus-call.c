@@ -70,9 +70,9 @@ static struct bus_client *client_find(struct bus *b, const char *sender)
 {
 	struct bus_client *c;
 
-	TAILQ_FOREACH(c, &b->clients, entry)
-	if (strcmp(c->sender, sender) == 0)
-		return c;
+	TAILQ_FOREACH (c, &b->clients, entry)
+		if (strcmp(c->sender, sender) == 0)
+			return c;
 	return NULL;
 }
 

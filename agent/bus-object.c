@@ -14,10 +14,10 @@ struct options {
 };
 
 static const char *const scope_names[] = {
-    [MOUNT_SCOPE_AUTO] = "auto",
-    [MOUNT_SCOPE_FILE] = "file",
-    [MOUNT_SCOPE_FILESYSTEM] = "filesystem",
-    [MOUNT_SCOPE_REGION] = "region",
+	[MOUNT_SCOPE_AUTO] = "auto",
+	[MOUNT_SCOPE_FILE] = "file",
+	[MOUNT_SCOPE_FILESYSTEM] = "filesystem",
+	[MOUNT_SCOPE_REGION] = "region",
 };
 
 static int parse_scope(const char *text, enum mount_scope *ret)
@@ -61,7 +61,7 @@ static int read_option(sd_bus_message *m, struct options *o, sd_bus_error *error
 /* `only`: besides auto, the one scope that makes sense; MOUNT_SCOPE_AUTO: all do. */
 static int read_options(sd_bus_message *m, enum mount_scope only, enum mount_scope *ret, sd_bus_error *error)
 {
-	struct options o = {.scope = MOUNT_SCOPE_AUTO};
+	struct options o = { .scope = MOUNT_SCOPE_AUTO };
 	int r;
 
 	r = sd_bus_message_enter_container(m, 'a', "{sv}");
@@ -151,16 +151,16 @@ static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *er
 #define FLUSH_RESULT SD_BUS_RESULT("a(ot)", epochs, "s", scope, "s", basis, "t", durable_usec)
 
 static const sd_bus_vtable manager_vtable[] = {
-    SD_BUS_VTABLE_START(0),
-    SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-    SD_BUS_PROPERTY("BootId", "s", get_boot_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-    SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-    SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
-    SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
-			    SD_BUS_VTABLE_UNPRIVILEGED),
-    SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,
-			    SD_BUS_VTABLE_UNPRIVILEGED),
-    SD_BUS_VTABLE_END,
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+	SD_BUS_PROPERTY("BootId", "s", get_boot_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+	SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+	SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
+	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_VTABLE_END,
 };
 
 int bus_add_manager(struct bus *b)
@@ -184,12 +184,12 @@ static int get_string(sd_bus *bus, const char *path, const char *interface, cons
 	const struct {
 		const char *property, *value;
 	} values[] = {
-	    {"Name", region->name},
-	    {"Bus", region->bus},
-	    {"Provider", region->provider},
-	    {"Kind", region_kind_to_string(region->kind)},
-	    {"Method", region_method_to_string(region->method)},
-	    {"Identity", region->identity},
+		{ "Name", region->name },
+		{ "Bus", region->bus },
+		{ "Provider", region->provider },
+		{ "Kind", region_kind_to_string(region->kind) },
+		{ "Method", region_method_to_string(region->method) },
+		{ "Identity", region->identity },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
@@ -259,12 +259,12 @@ static int get_number(sd_bus *bus, const char *path, const char *interface, cons
 		const char *property;
 		uint64_t value;
 	} values[] = {
-	    {"Epoch", status.epoch},
-	    {"DurableUSec", status.epoch_usec},
-	    {"FlushingSinceUSec", status.in_flight_usec},
-	    {"Loss", status.loss.number},
-	    {"LossUSec", status.loss.usec},
-	    {"LossRound", status.loss.round},
+		{ "Epoch", status.epoch },
+		{ "DurableUSec", status.epoch_usec },
+		{ "FlushingSinceUSec", status.in_flight_usec },
+		{ "Loss", status.loss.number },
+		{ "LossUSec", status.loss.usec },
+		{ "LossRound", status.loss.round },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
@@ -316,31 +316,31 @@ static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *
 #define CHANGES  SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE
 
 static const sd_bus_vtable region_vtable[] = {
-    SD_BUS_VTABLE_START(0),
-    SD_BUS_PROPERTY("Name", "s", get_string, 0, CONSTANT),
-    SD_BUS_PROPERTY("Bus", "s", get_string, 0, CONSTANT),
-    SD_BUS_PROPERTY("Provider", "s", get_string, 0, CONSTANT),
-    SD_BUS_PROPERTY("Kind", "s", get_string, 0, CHANGES),
-    SD_BUS_PROPERTY("Asynchronous", "b", get_asynchronous, 0, CHANGES),
-    SD_BUS_PROPERTY("Method", "s", get_string, 0, CHANGES),
-    SD_BUS_PROPERTY("Evidence", "as", get_evidence, 0, CHANGES),
-    SD_BUS_PROPERTY("Resource", "t", get_extent, 0, CHANGES),
-    SD_BUS_PROPERTY("Size", "t", get_extent, 0, CHANGES),
-    SD_BUS_PROPERTY("Namespaces", "a(ssss)", get_namespaces, 0, CHANGES),
-    SD_BUS_PROPERTY("Identity", "s", get_string, 0, CHANGES),
-    SD_BUS_PROPERTY("State", "s", get_state, 0, CHANGES),
-    SD_BUS_PROPERTY("Epoch", "t", get_number, 0, CHANGES),
-    SD_BUS_PROPERTY("DurableUSec", "t", get_number, 0, CHANGES),
-    SD_BUS_PROPERTY("FlushingSinceUSec", "t", get_number, 0, CHANGES),
-    SD_BUS_PROPERTY("Waiting", "u", get_waiting, 0, CHANGES),
-    SD_BUS_PROPERTY("Loss", "t", get_number, 0, CHANGES),
-    SD_BUS_PROPERTY("LossErrno", "i", get_loss_errno, 0, CHANGES),
-    SD_BUS_PROPERTY("LossUSec", "t", get_number, 0, CHANGES),
-    SD_BUS_PROPERTY("LossOrigin", "s", get_loss_origin, 0, CHANGES),
-    SD_BUS_PROPERTY("LossRound", "t", get_number, 0, CHANGES),
-    SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("a{sv}", options), FLUSH_RESULT, method_region_flush,
-			    SD_BUS_VTABLE_UNPRIVILEGED),
-    SD_BUS_VTABLE_END,
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("Name", "s", get_string, 0, CONSTANT),
+	SD_BUS_PROPERTY("Bus", "s", get_string, 0, CONSTANT),
+	SD_BUS_PROPERTY("Provider", "s", get_string, 0, CONSTANT),
+	SD_BUS_PROPERTY("Kind", "s", get_string, 0, CHANGES),
+	SD_BUS_PROPERTY("Asynchronous", "b", get_asynchronous, 0, CHANGES),
+	SD_BUS_PROPERTY("Method", "s", get_string, 0, CHANGES),
+	SD_BUS_PROPERTY("Evidence", "as", get_evidence, 0, CHANGES),
+	SD_BUS_PROPERTY("Resource", "t", get_extent, 0, CHANGES),
+	SD_BUS_PROPERTY("Size", "t", get_extent, 0, CHANGES),
+	SD_BUS_PROPERTY("Namespaces", "a(ssss)", get_namespaces, 0, CHANGES),
+	SD_BUS_PROPERTY("Identity", "s", get_string, 0, CHANGES),
+	SD_BUS_PROPERTY("State", "s", get_state, 0, CHANGES),
+	SD_BUS_PROPERTY("Epoch", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("DurableUSec", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("FlushingSinceUSec", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("Waiting", "u", get_waiting, 0, CHANGES),
+	SD_BUS_PROPERTY("Loss", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("LossErrno", "i", get_loss_errno, 0, CHANGES),
+	SD_BUS_PROPERTY("LossUSec", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("LossOrigin", "s", get_loss_origin, 0, CHANGES),
+	SD_BUS_PROPERTY("LossRound", "t", get_number, 0, CHANGES),
+	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("a{sv}", options), FLUSH_RESULT, method_region_flush,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_VTABLE_END,
 };
 
 char *bus_region_path(const char *name)

@@ -171,8 +171,7 @@ static int on_tell(sd_event_source *s, uint64_t usec, void *userdata)
 		sd_event_source_set_time(s, b->told_usec + BUS_TELL_USEC);
 		return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
 	}
-	TAILQ_FOREACH(br, &b->regions, entry)
-	{
+	TAILQ_FOREACH (br, &b->regions, entry) {
 		if (br->dirty)
 			bus_region_tell_status(br);
 		br->dirty = false;
@@ -243,7 +242,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 /* A call that waits holds up to three descriptors, and the bus breaks when there is none left for a message. */
 static unsigned int calls_that_fit(void)
 {
-	struct rlimit limit = {.rlim_cur = 1024};
+	struct rlimit limit = { .rlim_cur = 1024 };
 
 	getrlimit(RLIMIT_NOFILE, &limit);
 	return limit.rlim_cur / 4 < BUS_MAX_CALLS ? (unsigned int)(limit.rlim_cur / 4) : BUS_MAX_CALLS;
@@ -292,7 +291,7 @@ int bus_new(struct manager *m, struct bus **ret)
 	b->max_calls = calls_that_fit();
 	TAILQ_INIT(&b->regions);
 	TAILQ_INIT(&b->clients);
-	b->listener = (struct manager_listener){.notify = on_event, .userdata = b};
+	b->listener = (struct manager_listener){ .notify = on_event, .userdata = b };
 	manager_add_listener(m, &b->listener);
 	r = bus_set_up(b);
 	if (r < 0)

@@ -33,7 +33,7 @@ static pid_t fork_sharing_files(int *ret_pidfd)
 
 static bool has_ended(int pidfd, int timeout_msec)
 {
-	struct pollfd p = {.fd = pidfd, .events = POLLIN};
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
 
 	return poll(&p, 1, timeout_msec) > 0;
 }
@@ -56,7 +56,7 @@ static void leave_table(void)
 {
 	_cleanup_close_ int left = eventfd(0, EFD_CLOEXEC), pidfd = -1;
 	_cleanup_close_ int parent = (int)syscall(SYS_pidfd_open, getpid(), 0);
-	struct pollfd polls[] = {{.fd = left, .events = POLLIN}, {.fd = parent, .events = POLLIN}};
+	struct pollfd polls[] = { { .fd = left, .events = POLLIN }, { .fd = parent, .events = POLLIN } };
 	uint64_t one = 1;
 	pid_t child;
 

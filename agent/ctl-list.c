@@ -42,30 +42,30 @@ enum column {
 };
 
 static const struct ctl_column columns[] = {
-    [COLUMN_REGION] = {"REGION", CTL_STRING, VIEW_LIST | VIEW_STATUS},
-    [COLUMN_KIND] = {"KIND", CTL_STRING, VIEW_LIST},
-    [COLUMN_ASYNCHRONOUS] = {"ASYNCHRONOUS", CTL_BOOLEAN, VIEW_LIST},
-    [COLUMN_METHOD] = {"METHOD", CTL_STRING, VIEW_LIST},
-    [COLUMN_SIZE] = {"SIZE", CTL_NUMBER, VIEW_LIST},
-    [COLUMN_RESOURCE] = {"RESOURCE", CTL_NUMBER, 0},
-    [COLUMN_DEVICES] = {"DEVICES", CTL_STRINGS, VIEW_LIST},
-    [COLUMN_MODES] = {"MODES", CTL_STRINGS, VIEW_LIST},
-    [COLUMN_NAMESPACES] = {"NAMESPACES", CTL_STRINGS, 0},
-    [COLUMN_BUS] = {"BUS", CTL_STRING, 0},
-    [COLUMN_PROVIDER] = {"PROVIDER", CTL_STRING, 0},
-    [COLUMN_IDENTITY] = {"IDENTITY", CTL_STRING, 0},
-    [COLUMN_EVIDENCE] = {"EVIDENCE", CTL_STRINGS, VIEW_LIST},
-    [COLUMN_STATE] = {"STATE", CTL_STRING, VIEW_STATUS},
-    [COLUMN_EPOCH] = {"EPOCH", CTL_NUMBER, VIEW_STATUS},
-    [COLUMN_WAITING] = {"WAITING", CTL_NUMBER, VIEW_STATUS},
-    [COLUMN_DURABLE_USEC] = {"DURABLE_USEC", CTL_NUMBER, 0},
-    [COLUMN_FLUSHING_SINCE_USEC] = {"FLUSHING_SINCE_USEC", CTL_NUMBER, 0},
-    [COLUMN_LOSS] = {"LOSS", CTL_NUMBER, 0},
-    [COLUMN_LOSS_ERRNO] = {"LOSS_ERRNO", CTL_NUMBER, 0},
-    [COLUMN_LOSS_USEC] = {"LOSS_USEC", CTL_NUMBER, 0},
-    [COLUMN_LOSS_ORIGIN] = {"LOSS_ORIGIN", CTL_STRING, 0},
-    [COLUMN_LOSS_ROUND] = {"LOSS_ROUND", CTL_NUMBER, 0},
-    [COLUMN_DETAIL] = {"DETAIL", CTL_STRING, VIEW_STATUS},
+	[COLUMN_REGION] = { "REGION", CTL_STRING, VIEW_LIST | VIEW_STATUS },
+	[COLUMN_KIND] = { "KIND", CTL_STRING, VIEW_LIST },
+	[COLUMN_ASYNCHRONOUS] = { "ASYNCHRONOUS", CTL_BOOLEAN, VIEW_LIST },
+	[COLUMN_METHOD] = { "METHOD", CTL_STRING, VIEW_LIST },
+	[COLUMN_SIZE] = { "SIZE", CTL_NUMBER, VIEW_LIST },
+	[COLUMN_RESOURCE] = { "RESOURCE", CTL_NUMBER, 0 },
+	[COLUMN_DEVICES] = { "DEVICES", CTL_STRINGS, VIEW_LIST },
+	[COLUMN_MODES] = { "MODES", CTL_STRINGS, VIEW_LIST },
+	[COLUMN_NAMESPACES] = { "NAMESPACES", CTL_STRINGS, 0 },
+	[COLUMN_BUS] = { "BUS", CTL_STRING, 0 },
+	[COLUMN_PROVIDER] = { "PROVIDER", CTL_STRING, 0 },
+	[COLUMN_IDENTITY] = { "IDENTITY", CTL_STRING, 0 },
+	[COLUMN_EVIDENCE] = { "EVIDENCE", CTL_STRINGS, VIEW_LIST },
+	[COLUMN_STATE] = { "STATE", CTL_STRING, VIEW_STATUS },
+	[COLUMN_EPOCH] = { "EPOCH", CTL_NUMBER, VIEW_STATUS },
+	[COLUMN_WAITING] = { "WAITING", CTL_NUMBER, VIEW_STATUS },
+	[COLUMN_DURABLE_USEC] = { "DURABLE_USEC", CTL_NUMBER, 0 },
+	[COLUMN_FLUSHING_SINCE_USEC] = { "FLUSHING_SINCE_USEC", CTL_NUMBER, 0 },
+	[COLUMN_LOSS] = { "LOSS", CTL_NUMBER, 0 },
+	[COLUMN_LOSS_ERRNO] = { "LOSS_ERRNO", CTL_NUMBER, 0 },
+	[COLUMN_LOSS_USEC] = { "LOSS_USEC", CTL_NUMBER, 0 },
+	[COLUMN_LOSS_ORIGIN] = { "LOSS_ORIGIN", CTL_STRING, 0 },
+	[COLUMN_LOSS_ROUND] = { "LOSS_ROUND", CTL_NUMBER, 0 },
+	[COLUMN_DETAIL] = { "DETAIL", CTL_STRING, VIEW_STATUS },
 };
 _Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
 
@@ -149,7 +149,7 @@ static int print_regions(const struct ctl *c, const struct ctl_region *const *re
 
 int ctl_list(struct ctl *c, char **arguments, unsigned int n)
 {
-	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	_cleanup_free_ const struct ctl_region **all = NULL;
 	int r = ctl_get_regions(c, &list);
 
@@ -179,7 +179,7 @@ static int state_status(const struct ctl_region *region)
 
 int ctl_status(struct ctl *c, char **arguments, unsigned int n)
 {
-	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	_cleanup_free_ const struct ctl_region **chosen = NULL;
 	unsigned int n_chosen = 0;
 	int r = ctl_get_regions(c, &list), status = 0;

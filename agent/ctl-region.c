@@ -14,27 +14,27 @@ static const struct property {
 	const char *name, *type;
 	size_t offset;
 } properties[] = {
-    {"Name", "s", offsetof(struct ctl_region, name)},
-    {"Bus", "s", offsetof(struct ctl_region, bus)},
-    {"Provider", "s", offsetof(struct ctl_region, provider)},
-    {"Kind", "s", offsetof(struct ctl_region, kind)},
-    {"Asynchronous", "b", offsetof(struct ctl_region, asynchronous)},
-    {"Method", "s", offsetof(struct ctl_region, method)},
-    {"Evidence", "as", offsetof(struct ctl_region, evidence)},
-    {"Resource", "t", offsetof(struct ctl_region, resource)},
-    {"Size", "t", offsetof(struct ctl_region, size)},
-    {"Namespaces", "a(ssss)", 0},
-    {"Identity", "s", offsetof(struct ctl_region, identity)},
-    {"State", "s", offsetof(struct ctl_region, state)},
-    {"Epoch", "t", offsetof(struct ctl_region, epoch)},
-    {"DurableUSec", "t", offsetof(struct ctl_region, durable_usec)},
-    {"FlushingSinceUSec", "t", offsetof(struct ctl_region, flushing_since_usec)},
-    {"Waiting", "u", offsetof(struct ctl_region, waiting)},
-    {"Loss", "t", offsetof(struct ctl_region, loss)},
-    {"LossErrno", "i", offsetof(struct ctl_region, loss_errno)},
-    {"LossUSec", "t", offsetof(struct ctl_region, loss_usec)},
-    {"LossOrigin", "s", offsetof(struct ctl_region, loss_origin)},
-    {"LossRound", "t", offsetof(struct ctl_region, loss_round)},
+	{ "Name", "s", offsetof(struct ctl_region, name) },
+	{ "Bus", "s", offsetof(struct ctl_region, bus) },
+	{ "Provider", "s", offsetof(struct ctl_region, provider) },
+	{ "Kind", "s", offsetof(struct ctl_region, kind) },
+	{ "Asynchronous", "b", offsetof(struct ctl_region, asynchronous) },
+	{ "Method", "s", offsetof(struct ctl_region, method) },
+	{ "Evidence", "as", offsetof(struct ctl_region, evidence) },
+	{ "Resource", "t", offsetof(struct ctl_region, resource) },
+	{ "Size", "t", offsetof(struct ctl_region, size) },
+	{ "Namespaces", "a(ssss)", 0 },
+	{ "Identity", "s", offsetof(struct ctl_region, identity) },
+	{ "State", "s", offsetof(struct ctl_region, state) },
+	{ "Epoch", "t", offsetof(struct ctl_region, epoch) },
+	{ "DurableUSec", "t", offsetof(struct ctl_region, durable_usec) },
+	{ "FlushingSinceUSec", "t", offsetof(struct ctl_region, flushing_since_usec) },
+	{ "Waiting", "u", offsetof(struct ctl_region, waiting) },
+	{ "Loss", "t", offsetof(struct ctl_region, loss) },
+	{ "LossErrno", "i", offsetof(struct ctl_region, loss_errno) },
+	{ "LossUSec", "t", offsetof(struct ctl_region, loss_usec) },
+	{ "LossOrigin", "s", offsetof(struct ctl_region, loss_origin) },
+	{ "LossRound", "t", offsetof(struct ctl_region, loss_round) },
 };
 
 /* Replaces *text by itself with `line` at its end. */
@@ -133,13 +133,13 @@ int ctl_region_read(struct ctl_region *region, sd_bus_message *m)
 
 void ctl_region_clear(struct ctl_region *region)
 {
-	char *texts[] = {region->path,       region->name,     region->bus,    region->provider,    region->kind,
-			 region->method,     region->identity, region->state,  region->loss_origin, region->evidence,
-			 region->namespaces, region->modes,    region->devices};
+	char *texts[] = { region->path,       region->name,     region->bus,    region->provider,    region->kind,
+			  region->method,     region->identity, region->state,  region->loss_origin, region->evidence,
+			  region->namespaces, region->modes,    region->devices };
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(texts); i++)
 		free(texts[i]);
-	*region = (struct ctl_region){0};
+	*region = (struct ctl_region){ 0 };
 }
 
 void ctl_regions_clear(struct ctl_regions *list)
@@ -147,7 +147,7 @@ void ctl_regions_clear(struct ctl_regions *list)
 	for (unsigned int i = 0; i < list->n_regions; i++)
 		ctl_region_clear(&list->regions[i]);
 	free(list->regions);
-	*list = (struct ctl_regions){0};
+	*list = (struct ctl_regions){ 0 };
 }
 
 /* The interfaces of one object: a{sa{sv}}. 1 if it is a region. */
@@ -184,7 +184,7 @@ static int append_region(struct ctl_regions *list, struct ctl_region *region)
 		return -ENOMEM;
 	list->regions = more;
 	list->regions[list->n_regions++] = *region;
-	*region = (struct ctl_region){0};
+	*region = (struct ctl_region){ 0 };
 	return 0;
 }
 
@@ -193,7 +193,7 @@ static int read_objects(sd_bus_message *m, struct ctl_regions *list)
 	int r = sd_bus_message_enter_container(m, 'a', "{oa{sa{sv}}}");
 
 	while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "oa{sa{sv}}")) > 0) {
-		_cleanup_(ctl_region_clear) struct ctl_region region = {0};
+		_cleanup_(ctl_region_clear) struct ctl_region region = { 0 };
 		const char *path;
 
 		r = sd_bus_message_read(m, "o", &path);
@@ -218,7 +218,7 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 {
 	_cleanup_(sd_bus_message_unrefp) sd_bus_message *call = NULL, *reply = NULL;
 	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
-	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	int r;
 
 	r = sd_bus_message_new_method_call(c->bus, &call, BUS_NAME, BUS_PATH, "org.freedesktop.DBus.ObjectManager",
@@ -236,7 +236,7 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 	if (list.n_regions > 0)
 		qsort(list.regions, list.n_regions, sizeof(*list.regions), compare_names);
 	*ret = list;
-	list = (struct ctl_regions){0};
+	list = (struct ctl_regions){ 0 };
 	return 0;
 }
 

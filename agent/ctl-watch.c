@@ -21,10 +21,10 @@ enum column {
 };
 
 static const struct ctl_column columns[] = {
-    [COLUMN_TIME_USEC] = {"TIME_USEC", CTL_NUMBER, 0}, [COLUMN_EVENT] = {"EVENT", CTL_STRING, 0},
-    [COLUMN_REGION] = {"REGION", CTL_STRING, 0},       [COLUMN_STATE] = {"STATE", CTL_STRING, 0},
-    [COLUMN_EPOCH] = {"EPOCH", CTL_NUMBER, 0},         [COLUMN_WAITING] = {"WAITING", CTL_NUMBER, 0},
-    [COLUMN_LOSS] = {"LOSS", CTL_NUMBER, 0},           [COLUMN_DETAIL] = {"DETAIL", CTL_STRING, 0},
+	[COLUMN_TIME_USEC] = { "TIME_USEC", CTL_NUMBER, 0 }, [COLUMN_EVENT] = { "EVENT", CTL_STRING, 0 },
+	[COLUMN_REGION] = { "REGION", CTL_STRING, 0 },       [COLUMN_STATE] = { "STATE", CTL_STRING, 0 },
+	[COLUMN_EPOCH] = { "EPOCH", CTL_NUMBER, 0 },         [COLUMN_WAITING] = { "WAITING", CTL_NUMBER, 0 },
+	[COLUMN_LOSS] = { "LOSS", CTL_NUMBER, 0 },           [COLUMN_DETAIL] = { "DETAIL", CTL_STRING, 0 },
 };
 _Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
 
@@ -32,7 +32,7 @@ _Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
 static void print_event(const struct ctl *c, const char *event, const char *name, const struct ctl_region *region)
 {
 	uint64_t now = now_usec(CLOCK_REALTIME);
-	char *cells[N_COLUMNS] = {NULL};
+	char *cells[N_COLUMNS] = { NULL };
 
 	cells[COLUMN_TIME_USEC] = c->json ? ctl_format("%" PRIu64, now) : ctl_format_time(now);
 	cells[COLUMN_EVENT] = strdup(event);
@@ -67,7 +67,7 @@ static char *region_name(const char *path)
 
 static int on_changed(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
-	_cleanup_(ctl_region_clear) struct ctl_region region = {.asynchronous = 1};
+	_cleanup_(ctl_region_clear) struct ctl_region region = { .asynchronous = 1 };
 	_cleanup_free_ char *name = region_name(sd_bus_message_get_path(m));
 	const char *interface;
 
@@ -87,7 +87,7 @@ static int on_added(sd_bus_message *m, void *userdata, sd_bus_error *error)
 		r = sd_bus_message_enter_container(m, 'a', "{sa{sv}}");
 	name = r >= 0 ? region_name(path) : NULL;
 	while (name && (r = sd_bus_message_enter_container(m, 'e', "sa{sv}")) > 0) {
-		_cleanup_(ctl_region_clear) struct ctl_region region = {0};
+		_cleanup_(ctl_region_clear) struct ctl_region region = { 0 };
 
 		r = sd_bus_message_read(m, "s", &interface);
 		if (r < 0)
@@ -129,21 +129,21 @@ static const struct {
 	const char *match;
 	sd_bus_message_handler_t handler;
 } signals[] = {
-    {FROM_AGENT "path_namespace='" BUS_PATH "',interface='org.freedesktop.DBus.Properties',"
-		"member='PropertiesChanged'",
-     on_changed},
-    {FROM_AGENT "path='" BUS_PATH "',interface='org.freedesktop.DBus.ObjectManager',member='InterfacesAdded'",
-     on_added},
-    {FROM_AGENT "path='" BUS_PATH "',interface='org.freedesktop.DBus.ObjectManager',member='InterfacesRemoved'",
-     on_removed},
-    {"type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
-     "arg0='" BUS_NAME "'",
-     on_owner},
+	{ FROM_AGENT "path_namespace='" BUS_PATH "',interface='org.freedesktop.DBus.Properties',"
+		     "member='PropertiesChanged'",
+	  on_changed },
+	{ FROM_AGENT "path='" BUS_PATH "',interface='org.freedesktop.DBus.ObjectManager',member='InterfacesAdded'",
+	  on_added },
+	{ FROM_AGENT "path='" BUS_PATH "',interface='org.freedesktop.DBus.ObjectManager',member='InterfacesRemoved'",
+	  on_removed },
+	{ "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
+	  "arg0='" BUS_NAME "'",
+	  on_owner },
 };
 
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n)
 {
-	_cleanup_(ctl_regions_clear) struct ctl_regions list = {0};
+	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	int r;
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(signals); i++) {

@@ -12,11 +12,11 @@
 #include "ctl.h"
 
 const struct ctl_verb ctl_verbs[] = {
-    {"list", "", "List the regions, and how each is flushed", 0, 0, ctl_list},
-    {"status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status},
-    {"flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
-     ctl_flush},
-    {"watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch},
+	{ "list", "", "List the regions, and how each is flushed", 0, 0, ctl_list },
+	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status },
+	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
+	  ctl_flush },
+	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
 
@@ -29,19 +29,19 @@ enum option_value {
 
 /* A row an option: its number below is its place in `options`. */
 static const struct option options[] = {
-    {"all", no_argument, NULL, OPTION_ALL},
-    {"datasync", no_argument, NULL, OPTION_DATASYNC},
-    {"fallback", no_argument, NULL, OPTION_FALLBACK},
-    {"scope", required_argument, NULL, OPTION_SCOPE},
-    {"json", no_argument, NULL, 'j'},
-    {"quiet", no_argument, NULL, 'q'},
-    {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, 'V'},
-    {0},
+	{ "all", no_argument, NULL, OPTION_ALL },
+	{ "datasync", no_argument, NULL, OPTION_DATASYNC },
+	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
+	{ "scope", required_argument, NULL, OPTION_SCOPE },
+	{ "json", no_argument, NULL, 'j' },
+	{ "quiet", no_argument, NULL, 'q' },
+	{ "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },
+	{ 0 },
 };
 
 const char *const ctl_options[] = {
-    "all", "datasync", "fallback", "scope", "json", "quiet", "help", "version",
+	"all", "datasync", "fallback", "scope", "json", "quiet", "help", "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -61,21 +61,21 @@ void ctl_error(const char *subject, const char *format, ...)
 
 /* What to do next. */
 static const char *const hints[PMEM_AGENT_N_ANSWERS] = {
-    [PMEM_AGENT_DURABLE] = "",
-    [PMEM_AGENT_LOST] = "; do not trust what was stored since the last epoch, \"pmemctl status\" tells more",
-    [PMEM_AGENT_UNKNOWN] = "; do not rely on it: flush again, and see \"pmemctl status\"",
-    [PMEM_AGENT_BUSY] = "; try again later",
-    [PMEM_AGENT_GONE] = "; \"pmemctl list\" shows the regions there are",
-    [PMEM_AGENT_ORDINARY] = "; use sync(1), or add --fallback",
-    [PMEM_AGENT_MIXED] = "; use sync(1), the agent can't speak for the other part",
-    [PMEM_AGENT_SYNCHRONOUS] = "; use sync(1) for files, or add --fallback",
-    [PMEM_AGENT_FILESYSTEM] = "; use sync(1), or add --fallback",
-    [PMEM_AGENT_UNFLUSHED] = "",
-    [PMEM_AGENT_IMPOSSIBLE] = "; see \"pmemctl list\" for how regions are flushed",
-    [PMEM_AGENT_FAILED] = "; make room, write again, flush again",
-    [PMEM_AGENT_REFUSED] = "",
-    [PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
-    [PMEM_AGENT_DENIED] = "; try it as root",
+	[PMEM_AGENT_DURABLE] = "",
+	[PMEM_AGENT_LOST] = "; do not trust what was stored since the last epoch, \"pmemctl status\" tells more",
+	[PMEM_AGENT_UNKNOWN] = "; do not rely on it: flush again, and see \"pmemctl status\"",
+	[PMEM_AGENT_BUSY] = "; try again later",
+	[PMEM_AGENT_GONE] = "; \"pmemctl list\" shows the regions there are",
+	[PMEM_AGENT_ORDINARY] = "; use sync(1), or add --fallback",
+	[PMEM_AGENT_MIXED] = "; use sync(1), the agent can't speak for the other part",
+	[PMEM_AGENT_SYNCHRONOUS] = "; use sync(1) for files, or add --fallback",
+	[PMEM_AGENT_FILESYSTEM] = "; use sync(1), or add --fallback",
+	[PMEM_AGENT_UNFLUSHED] = "",
+	[PMEM_AGENT_IMPOSSIBLE] = "; see \"pmemctl list\" for how regions are flushed",
+	[PMEM_AGENT_FAILED] = "; make room, write again, flush again",
+	[PMEM_AGENT_REFUSED] = "",
+	[PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
+	[PMEM_AGENT_DENIED] = "; try it as root",
 };
 
 /* Errors that are not the agent's own, and what they amount to. */
@@ -84,26 +84,26 @@ static const struct {
 	int exit_status;
 	const char *hint;
 } foreign_errors[] = {
-    {SD_BUS_ERROR_INVALID_ARGS, CTL_EXIT_USAGE, ""},
-    {SD_BUS_ERROR_LIMITS_EXCEEDED, 5, ""},
-    {SD_BUS_ERROR_UNKNOWN_OBJECT, 6, "; the region is gone"},
-    {SD_BUS_ERROR_ACCESS_DENIED, 16, "; try it as root"},
-    {SD_BUS_ERROR_NO_REPLY, 4, "; the agent ended before it answered: nobody can tell whether it is durable"},
-    {SD_BUS_ERROR_DISCONNECTED, 4, "; the agent ended before it answered: nobody can tell whether it is durable"},
+	{ SD_BUS_ERROR_INVALID_ARGS, CTL_EXIT_USAGE, "" },
+	{ SD_BUS_ERROR_LIMITS_EXCEEDED, 5, "" },
+	{ SD_BUS_ERROR_UNKNOWN_OBJECT, 6, "; the region is gone" },
+	{ SD_BUS_ERROR_ACCESS_DENIED, 16, "; try it as root" },
+	{ SD_BUS_ERROR_NO_REPLY, 4, "; the agent ended before it answered: nobody can tell whether it is durable" },
+	{ SD_BUS_ERROR_DISCONNECTED, 4, "; the agent ended before it answered: nobody can tell whether it is durable" },
 };
 
 bool ctl_agent_is_absent(const sd_bus_error *error)
 {
 	static const char *const names[] = {
-	    SD_BUS_ERROR_SERVICE_UNKNOWN,
-	    SD_BUS_ERROR_NAME_HAS_NO_OWNER,
-	    "org.freedesktop.DBus.Error.Spawn.ChildExited",
-	    "org.freedesktop.DBus.Error.Spawn.ChildSignaled",
-	    "org.freedesktop.DBus.Error.Spawn.ExecFailed",
-	    "org.freedesktop.DBus.Error.Spawn.Failed",
-	    "org.freedesktop.systemd1.NoSuchUnit",
-	    "org.freedesktop.systemd1.UnitMasked",
-	    "org.freedesktop.systemd1.ShuttingDown",
+		SD_BUS_ERROR_SERVICE_UNKNOWN,
+		SD_BUS_ERROR_NAME_HAS_NO_OWNER,
+		"org.freedesktop.DBus.Error.Spawn.ChildExited",
+		"org.freedesktop.DBus.Error.Spawn.ChildSignaled",
+		"org.freedesktop.DBus.Error.Spawn.ExecFailed",
+		"org.freedesktop.DBus.Error.Spawn.Failed",
+		"org.freedesktop.systemd1.NoSuchUnit",
+		"org.freedesktop.systemd1.UnitMasked",
+		"org.freedesktop.systemd1.ShuttingDown",
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(names); i++)
@@ -218,7 +218,7 @@ static int parse_option(struct ctl *c, int value)
 
 static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 {
-	static const char *const scopes[] = {"file", "filesystem", "region"};
+	static const char *const scopes[] = { "file", "filesystem", "region" };
 	bool known = !c->scope;
 
 	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope))
@@ -243,7 +243,7 @@ static const struct ctl_verb *find_verb(const char *name)
 int ctl_main(int argc, char **argv)
 {
 	const struct ctl_verb *verb;
-	struct ctl c = {0};
+	struct ctl c = { 0 };
 	unsigned int n;
 	int value, r;
 

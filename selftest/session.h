@@ -114,7 +114,7 @@ static inline const char *session_start(struct session *s)
 {
 	int fd;
 
-	*s = (struct session){.directory = "/tmp/test-session-XXXXXX"};
+	*s = (struct session){ .directory = "/tmp/test-session-XXXXXX" };
 	if (!mkdtemp(s->directory))
 		return "a directory in /tmp";
 	snprintf(s->emulated, sizeof(s->emulated), "%s/emulated", s->directory);
@@ -138,9 +138,9 @@ static inline void session_kill(pid_t *pid)
 
 static inline void session_stop(struct session *s)
 {
-	static const char *const names[] = {"bus.conf", "bus", "pmem-agent.conf", "emulated"};
+	static const char *const names[] = { "bus.conf", "bus", "pmem-agent.conf", "emulated" };
 	char path[160];
-	glob_t pages = {0};
+	glob_t pages = { 0 };
 
 	session_kill(&s->agent);
 	session_kill(&s->bus);
@@ -159,9 +159,9 @@ static inline void session_stop(struct session *s)
 /* The process that makes emu0's rounds; 0: none yet. */
 static inline pid_t session_worker(const struct session *s)
 {
-	struct pmem_agent_page page = {0};
+	struct pmem_agent_page page = { 0 };
 	char path[160];
-	glob_t pages = {0};
+	glob_t pages = { 0 };
 	int fd = -1;
 
 	snprintf(path, sizeof(path), "%s/*.page", s->directory);

@@ -32,7 +32,7 @@ static inline void stalled_answer(int fuse, const struct fuse_in_header *in, con
 	struct {
 		struct fuse_out_header header;
 		char data[256];
-	} out = {.header = {.len = (uint32_t)(sizeof(out.header) + size), .unique = in->unique}};
+	} out = { .header = { .len = (uint32_t)(sizeof(out.header) + size), .unique = in->unique } };
 
 	memcpy(out.data, data, size);
 	if (write(fuse, &out, out.header.len) < 0 && errno != ENOENT)
@@ -43,10 +43,11 @@ static inline void stalled_serve(int fuse, int report, const pid_t *answered)
 {
 	static char buffer[1 << 17];
 	const struct fuse_in_header *in = (const void *)buffer;
-	struct fuse_init_out init = {
-	    .major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION, .max_write = 4096};
-	struct fuse_attr_out attr = {.attr = {.ino = 1, .mode = S_IFREG | 0644, .nlink = 1}};
-	struct fuse_open_out opened = {.fh = 1};
+	struct fuse_init_out init = { .major = FUSE_KERNEL_VERSION,
+				      .minor = FUSE_KERNEL_MINOR_VERSION,
+				      .max_write = 4096 };
+	struct fuse_attr_out attr = { .attr = { .ino = 1, .mode = S_IFREG | 0644, .nlink = 1 } };
+	struct fuse_open_out opened = { .fh = 1 };
 
 	while (read(fuse, buffer, sizeof(buffer)) > 0) {
 		switch (in->opcode) {
@@ -107,7 +108,7 @@ static inline const char *stalled_start(struct stalled *s)
 	const char *missing;
 	int fuse, pipes[2];
 
-	*s = (struct stalled){.mount_point = "/tmp/test-stalled-XXXXXX", .flushes = -1};
+	*s = (struct stalled){ .mount_point = "/tmp/test-stalled-XXXXXX", .flushes = -1 };
 	s->answered = mmap(NULL, sizeof(*s->answered), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (s->answered == MAP_FAILED)
 		return "memory";

@@ -24,7 +24,7 @@ static sd_bus *bus;
 
 static int set_up(void **state)
 {
-	struct rlimit limit = {4096, 4096};
+	struct rlimit limit = { 4096, 4096 };
 	const char *missing;
 
 	alarm(120);
@@ -365,7 +365,7 @@ static void process(sd_bus *from)
 
 static void test_many_calls_wait_and_are_answered(void **state)
 {
-	unsigned int counts[3] = {0};
+	unsigned int counts[3] = { 0 };
 	pid_t worker = find_worker();
 
 	assert_int_equal(kill(worker, SIGSTOP), 0);
@@ -388,7 +388,7 @@ static void test_many_calls_wait_and_are_answered(void **state)
 /* Its request goes, the round that it began does not. */
 static void test_client_leaves(void **state)
 {
-	unsigned int counts[3] = {0};
+	unsigned int counts[3] = { 0 };
 	pid_t worker = find_worker();
 	sd_bus *other = NULL;
 
@@ -559,7 +559,7 @@ static void test_loss_is_told_and_answered(void **state)
 	_cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
 	_cleanup_free_ char *origin = NULL;
 	_cleanup_close_ int fd = open_emulated();
-	unsigned int counts[3] = {0};
+	unsigned int counts[3] = { 0 };
 	pid_t worker = find_worker();
 	bool lost = false;
 
@@ -584,18 +584,18 @@ static void test_loss_is_told_and_answered(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_interface_is_as_written_down),
-	    cmocka_unit_test(test_flush_by_descriptor),
-	    cmocka_unit_test(test_flush_by_region_and_path),
-	    cmocka_unit_test(test_bad_options_flush_nothing),
-	    cmocka_unit_test(test_refused_descriptor),
-	    cmocka_unit_test(test_no_descriptor_stays),
-	    cmocka_unit_test(test_stalled_descriptor),
-	    cmocka_unit_test(test_many_calls_wait_and_are_answered),
-	    cmocka_unit_test(test_client_leaves),
-	    cmocka_unit_test(test_others_need_polkit),
-	    cmocka_unit_test(test_changes_are_told_now_and_then),
-	    cmocka_unit_test(test_loss_is_told_and_answered),
+		cmocka_unit_test(test_interface_is_as_written_down),
+		cmocka_unit_test(test_flush_by_descriptor),
+		cmocka_unit_test(test_flush_by_region_and_path),
+		cmocka_unit_test(test_bad_options_flush_nothing),
+		cmocka_unit_test(test_refused_descriptor),
+		cmocka_unit_test(test_no_descriptor_stays),
+		cmocka_unit_test(test_stalled_descriptor),
+		cmocka_unit_test(test_many_calls_wait_and_are_answered),
+		cmocka_unit_test(test_client_leaves),
+		cmocka_unit_test(test_others_need_polkit),
+		cmocka_unit_test(test_changes_are_told_now_and_then),
+		cmocka_unit_test(test_loss_is_told_and_answered),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

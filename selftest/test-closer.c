@@ -63,7 +63,7 @@ static void wait_for_flush(void)
 static void test_close_itself_hangs(void **state)
 {
 	int fd = open_stalled(), pidfd;
-	struct pollfd p = {.events = POLLIN};
+	struct pollfd p = { .events = POLLIN };
 	pid_t child = fork();
 
 	if (child == 0) {
@@ -103,7 +103,7 @@ static void test_defused_can_be_closed(void **state)
 static void test_hanging_child_keeps_nothing(void **state)
 {
 	int fd = open_stalled(), pipes[2];
-	struct pollfd p = {.events = POLLIN};
+	struct pollfd p = { .events = POLLIN };
 
 	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
 	if (fork() == 0) {
@@ -122,7 +122,7 @@ static void test_hanging_child_keeps_nothing(void **state)
 
 static void test_ordinary_descriptor_is_closed(void **state)
 {
-	struct pollfd p = {.events = POLLIN};
+	struct pollfd p = { .events = POLLIN };
 	int pipes[2];
 
 	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
@@ -173,13 +173,13 @@ static void test_bound(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_ordinary_descriptor_is_closed),
-	    cmocka_unit_test(test_copy_is_defused_at_once),
-	    cmocka_unit_test(test_close_itself_hangs),
-	    cmocka_unit_test(test_close_does_not_hang),
-	    cmocka_unit_test(test_defused_can_be_closed),
-	    cmocka_unit_test(test_hanging_child_keeps_nothing),
-	    cmocka_unit_test(test_bound),
+		cmocka_unit_test(test_ordinary_descriptor_is_closed),
+		cmocka_unit_test(test_copy_is_defused_at_once),
+		cmocka_unit_test(test_close_itself_hangs),
+		cmocka_unit_test(test_close_does_not_hang),
+		cmocka_unit_test(test_defused_can_be_closed),
+		cmocka_unit_test(test_hanging_child_keeps_nothing),
+		cmocka_unit_test(test_bound),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
