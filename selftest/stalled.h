@@ -34,7 +34,8 @@ static inline void stalled_answer(int fuse, const struct fuse_in_header *in, con
 		char data[256];
 	} out = { .header = { .len = (uint32_t)(sizeof(out.header) + size), .unique = in->unique } };
 
-	memcpy(out.data, data, size);
+	if (size > 0)
+		memcpy(out.data, data, size);
 	if (write(fuse, &out, out.header.len) < 0 && errno != ENOENT)
 		_exit(1);
 }
