@@ -85,7 +85,8 @@ def _build_base(directory, packages, cache):
           "--include=" + ",".join(packages), '--aptopt=APT::Install-Recommends "false"',
           *[f"--dpkgopt=path-exclude=/{d}/*" for d in LEAVE_OUT if d.startswith("usr")],
           "--customize-hook=rm -f \"$1\"/etc/resolv.conf \"$1\"/etc/hostname",
-          archive.BASE_SUITE, tar_path, sources], log=log)
+          archive.BASE_SUITE, tar_path, sources],
+         log=log, env={**os.environ, "TMPDIR": directory})
     root = os.path.join(directory, "root")
     os.mkdir(root)
     image = os.path.join(directory, "base.ext4")

@@ -275,7 +275,6 @@ class Session:
         await asyncio.start_unix_server(serve, sock=sock)
 
     async def run(self):
-        self.prepare()
         await self.serve_control()
         try:
             if self.options.scripts:

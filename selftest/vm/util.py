@@ -92,14 +92,30 @@ def call(argv, log=None, **kwargs):
     argv = [find_program(argv[0]) or argv[0]] + list(argv[1:])
     try:
         with open(log, "ab") if log else contextlib.nullcontext(subprocess.PIPE) as out:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out,
-                                  stderr=subprocess.STDOUT, preexec_fn=dying_with_us(), **kwargs)
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=subprocess.STDOUT, start_new_session=True,
+                                       preexec_fn=dying_with_us(), **kwargs)
     except OSError as e:
         raise VmError(f"{argv[0]}: {e.strerror}") from e
-    if done.returncode:
-        text = tail(log) if log else done.stdout.decode(errors="replace")
-        raise VmError(f"{' '.join(argv)[:200]} failed ({done.returncode}):\n{text}")
-    return (done.stdout or b"").decode(errors="replace")
+    try:
+        text = (process.communicate()[0] or b"").decode(errors="replace")
+    except BaseException:
+        _end_group(process)
+        raise
+    if process.returncode:
+        text = tail(log) if log else text
+        raise VmError(f"{' '.join(argv)[:200]} failed ({process.returncode}):\n{text}")
+    return text
+
+
+def _end_group(process):
+    """We are interrupted: a helper may tidy up, but not for long."""
+    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def tail(path, lines=60):
@@ -137,8 +153,8 @@ def locked(path):
 
 @contextlib.contextmanager
 def scratch(path):
-    """A directory that is gone afterwards, also when the build failed half-way."""
-    temporary = f"{path}.tmp{os.getpid()}"
+    """A directory that is gone afterwards, also when the build failed half-way; under a lock."""
+    temporary = path + ".tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     try:
