@@ -24,7 +24,11 @@ static int add_column(struct libscols_table *t, const struct ctl_column *column)
 
 	if (!cl)
 		return -ENOMEM;
-	return lines ? scols_column_set_wrapfunc(cl, scols_wrapnl_chunksize, scols_wrapnl_nextchunk, NULL) : 0;
+	if (!lines)
+		return 0;
+	/* Without this a newline is printed as \x0a. */
+	scols_column_set_safechars(cl, "\n");
+	return scols_column_set_wrapfunc(cl, scols_wrapnl_chunksize, scols_wrapnl_nextchunk, NULL);
 }
 
 int ctl_print_table(const struct ctl_column *columns, unsigned int n_columns, unsigned int view, char *const *cells,
