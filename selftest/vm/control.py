@@ -128,6 +128,19 @@ async def fsync_log(session, words):
     return session.faults.log(flushing(session, words))
 
 
+@verb("fsync durable", "on|off [REGION]",
+      "copy the backing file at each flush, or stop; begins with what is in it (see --durable)")
+async def fsync_durable(session, words):
+    if not words or words[0] not in ("on", "off"):
+        raise Usage("on or off?")
+    for region in flushing(session, words[1:]):
+        if region not in session.faults.durable:
+            if words[0] == "off":
+                continue
+            session.faults.prepare_durable(region, session.region(region).backing, session.durable_dir)
+        await session.faults.set_durable(region, words[0] == "on")
+
+
 @verb("fsync wait-hung", "[REGION]", "wait until a host flush hangs; prints region and number")
 async def fsync_wait_hung(session, words):
     region, which = await session.faults.wait_hung(flushing(session, words))

@@ -29,16 +29,16 @@ struct region {
 	char id[16];
 	dev_t dev;
 	ino_t ino;
-	char durable[1024];		/* where to copy the backing file, "" for nowhere */
-	pthread_mutex_t disk;		/* held for the delay: a disk does one thing at a time */
+	char durable[1024];   /* where to copy the backing file, "" for nowhere */
+	pthread_mutex_t disk; /* held for the delay: a disk does one thing at a time */
 	uint64_t begun;
 	uint64_t delay_us;
 	uint64_t fail_at[FAILURES];
 	size_t n_fail;
 	bool fail_every;
-	uint64_t hang_at;		/* 0: none */
+	uint64_t hang_at; /* 0: none */
 	unsigned int hanging;
-	uint64_t release;		/* grows with every release; those who hang wait for that */
+	uint64_t release; /* grows with every release; those who hang wait for that */
 	bool release_fails;
 };
 
@@ -182,8 +182,7 @@ static void write_log(const struct region *r, uint64_t number, double start, dou
 			 "{\"time\": %.6f, \"region\": \"%s\", \"number\": %llu, \"result\": %d, "
 			 "\"error\": \"%s\", \"duration_us\": %.0f}\n",
 			 start, r->id, (unsigned long long)number, result < 0 ? -1 : 0,
-			 result < 0 ? strerrorname_np(-result) : "",
-			 (seconds(CLOCK_MONOTONIC) - began) * 1e6);
+			 result < 0 ? strerrorname_np(-result) : "", (seconds(CLOCK_MONOTONIC) - began) * 1e6);
 
 	if (log_fd >= 0 && write(log_fd, line, n) != n)
 		perror("vm faults: log");
@@ -316,9 +315,8 @@ static void *serve(void *unused)
 		if (sscanf(message, "%15s %15s%n", verb, id, &at) == 2)
 			wrong = obey(verb, id, message + at + (message[at] == ' '));
 		r = find_id(id);
-		n = wrong ? snprintf(reply, sizeof(reply), "- %s", wrong) :
-			    snprintf(reply, sizeof(reply), "= %llu %u", (unsigned long long)r->begun,
-				     r->hanging);
+		n = wrong ? snprintf(reply, sizeof(reply), "- %s", wrong)
+			  : snprintf(reply, sizeof(reply), "= %llu %u", (unsigned long long)r->begun, r->hanging);
 		if (send(control, reply, n, MSG_NOSIGNAL) < 0)
 			perror("vm faults: reply");
 		pthread_mutex_unlock(&lock);

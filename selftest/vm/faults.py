@@ -4,6 +4,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 
 from util import VmError, background
@@ -16,6 +17,7 @@ class Faults:
         self.log_path = log_path
         open(log_path, "ab").close()
         self.delay, self.durable, self.begun = {}, {}, {}
+        self.not_copied = set()
         self.hanging = {}
         self.changed = asyncio.Condition()
         self.replies = asyncio.Queue()
@@ -80,13 +82,18 @@ class Faults:
         """Tell QEMU's library of a region, with what stays in force when the machine starts again."""
         await self.send("region", region, f"{self.begun.get(region, 0)} {backing}")
         if region in self.durable:
-            await self.send("durable", region, self.durable[region])
+            await self.set_durable(region, region not in self.not_copied)
         if region in self.delay:
             await self.send("delay", region, str(self.delay[region]))
 
     async def set_delay(self, region, microseconds):
         self.delay[region] = microseconds
         await self.send("delay", region, str(microseconds))
+
+    async def set_durable(self, region, on):
+        """Whether each flush of the region copies its backing file."""
+        await self.send("durable", region, self.durable[region] if on else "")
+        (self.not_copied.discard if on else self.not_copied.add)(region)
 
     async def release(self, region, how):
         await self.send("release", region, how)
@@ -109,5 +116,7 @@ class Faults:
                 self.begun[line["region"]] = max(self.begun.get(line["region"], 0), line["number"])
 
     def prepare_durable(self, region, backing, directory):
+        """From now on there is a durable image: it begins as what the backing file holds."""
         os.makedirs(directory, exist_ok=True)
         self.durable[region] = os.path.join(os.path.realpath(directory), f"{region}.img")
+        shutil.copyfile(backing, self.durable[region])

@@ -14,7 +14,7 @@ import stage
 from faults import Faults
 from guestport import GuestPort
 from hostend import HostEnd
-from machine import HOTPLUG_PORTS, Machine, Region
+from machine import HOTPLUG_PORTS, MODES, Machine, Region
 from util import VmError, background, compile_c, say, tail
 
 SKIPPED = 77
@@ -45,6 +45,7 @@ class Session:
             self.host = HostEnd(os.path.join(run_dir, "agent.sock"),
                                 os.path.join(log_dir, "host.jsonl"))
         self.port = GuestPort(lambda words: control.obey(self, words), self.show_output)
+        self.durable_dir = options.durable or os.path.join(run_dir, "durable")
         self.console = os.path.join(log_dir, "console.log")
 
     # The machine
@@ -72,8 +73,6 @@ class Session:
             f.truncate(region.size)
         if self.options.durable:
             self.faults.prepare_durable(region.id, region.backing, self.options.durable)
-            with open(self.faults.durable[region.id], "wb") as f:
-                f.truncate(region.size)
         delay = self.options.for_region(self.options.fsync_delay, region.id, None)
         if delay:
             self.faults.delay[region.id] = int(delay)
@@ -186,6 +185,8 @@ class Session:
 
     async def plug_region(self, text):
         region = Region(text)
+        if MODES[region.kind][region.mode]:
+            raise VmError("plugged in, a region is as the kernel gives it; use ndctl in the guest")
         if region.kind == "virtio-pmem" and self.next_port == HOTPLUG_PORTS:
             raise VmError("no hotpluggable slot is left")
         self.make_backing(region)

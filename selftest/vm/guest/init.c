@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define FIRST_BOOT "/usr/local/lib/vm/first-boot"
+#define FIRST_BOOT      "/usr/local/lib/vm/first-boot"
 #define FIRST_BOOT_DONE "/var/lib/vm/first-boot-done"
 
 static void fail(const char *what)
@@ -91,8 +91,7 @@ static int find_disk(const char *serial)
 	return 0;
 }
 
-static void mount_disk(int uevents, const char *serial, const char *where, unsigned long flags,
-		       const char *options)
+static void mount_disk(int uevents, const char *serial, const char *where, unsigned long flags, const char *options)
 {
 	char path[64], skip[4096];
 
@@ -160,8 +159,7 @@ int main(void)
 	mount_disk(uevents, "base", "/base", MS_RDONLY, NULL);
 	mount_disk(uevents, "kernel", "/kernel", MS_RDONLY, NULL);
 	mount_disk(uevents, "run", "/rw", 0, "noinit_itable");
-	mount_or_fail("overlay", "/root", "overlay", 0,
-		      "lowerdir=/kernel:/base,upperdir=/rw/upper,workdir=/rw/work");
+	mount_or_fail("overlay", "/root", "overlay", 0, "lowerdir=/kernel:/base,upperdir=/rw/upper,workdir=/rw/work");
 	mount_or_fail("/proc", "/root/proc", NULL, MS_MOVE, NULL);
 	mount_or_fail("/sys", "/root/sys", NULL, MS_MOVE, NULL);
 	mount_or_fail("/dev", "/root/dev", NULL, MS_MOVE, NULL);

@@ -25,9 +25,9 @@ enum { CALLERS = 64 };
 
 struct caller {
 	int fd;
-	uint32_t id;			/* 0: hasn't asked yet */
+	uint32_t id; /* 0: hasn't asked yet */
 	uint32_t have;
-	char *request;			/* length, then that many bytes */
+	char *request; /* length, then that many bytes */
 };
 
 static int port, listener, signals, output = -1;
