@@ -2,6 +2,7 @@
 /*
  * bus-object: the objects of io.pmem.Agent1, their properties and methods
  */
+#include <limits.h>
 #include <string.h>
 
 #include "bus-private.h"
@@ -198,6 +199,15 @@ static int get_string(sd_bus *bus, const char *path, const char *interface, cons
 	return -ENOENT;
 }
 
+static int get_page(sd_bus *bus, const char *path, const char *interface, const char *property, sd_bus_message *reply,
+		    void *userdata, sd_bus_error *error)
+{
+	char page[PATH_MAX];
+
+	manager_region_get_page_path(((struct bus_region *)userdata)->mr, page, sizeof(page));
+	return sd_bus_message_append(reply, "s", page);
+}
+
 static int get_asynchronous(sd_bus *bus, const char *path, const char *interface, const char *property,
 			    sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
@@ -328,6 +338,7 @@ static const sd_bus_vtable region_vtable[] = {
 	SD_BUS_PROPERTY("Size", "t", get_extent, 0, CHANGES),
 	SD_BUS_PROPERTY("Namespaces", "a(ssss)", get_namespaces, 0, CHANGES),
 	SD_BUS_PROPERTY("Identity", "s", get_string, 0, CHANGES),
+	SD_BUS_PROPERTY("Page", "s", get_page, 0, CONSTANT),
 	SD_BUS_PROPERTY("State", "s", get_state, 0, CHANGES),
 	SD_BUS_PROPERTY("Epoch", "t", get_number, 0, CHANGES),
 	SD_BUS_PROPERTY("DurableUSec", "t", get_number, 0, CHANGES),
