@@ -47,7 +47,7 @@ check "the host asks for the state" vm host wait '"return".*"state": *"idle".*"i
 vm host send '{"execute":"format-c","id":8}'
 check "an unknown command is an error by class" vm host wait '"CommandNotFound".*"id": *8' --since "$since" --timeout 10
 
-# The control: a guest whose flushes the host does not get must not pass as flushed.
+# Flushes that do not reach the host are never called durable.
 umount /mnt
 mount -o dax=always,nobarrier "$(vm dev r0)" /mnt
 check_status 11 "mounted nobarrier: refused as not flushed" pmemctl flush /mnt
@@ -61,6 +61,17 @@ check "write through: not durable" not pmemctl flush /mnt
 check "write through: not durable, the region either" not pmemctl flush region0
 echo "write back" >/sys/block/pmem0/queue/write_cache
 check "write back again: durable" wait_until 10 pmemctl flush /mnt
+
+# A change in mid-flush: the flush may not have reached the host.
+vm fsync hang 1 r0
+pmemctl flush region0 >"$work/changed" 2>&1 &
+vm fsync wait-hung r0 >/dev/null
+echo "write through" >/sys/block/pmem0/queue/write_cache
+vm fsync release r0
+wait $!
+check_equal "write through in mid-flush: unknown, though the call succeeded" $? 4
+echo "write back" >/sys/block/pmem0/queue/write_cache
+check "and durable after that" wait_until 10 pmemctl flush region0
 
 # Where it isn't ours to say
 check_status 7 "a path on ordinary storage" pmemctl flush /dev/shm
