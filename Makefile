@@ -194,13 +194,13 @@ compile_commands.json: Makefile $(wildcard agent/*.c selftest/*.c)
 define help-text
 make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
-make check                 all tests, the guest's included
-make demo                  show it at work in a guest, on both sides
+make check                 all tests, the guests' included; begins with make deps
+make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
 make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
 make format                clang-format on the sources
 make compile_commands.json for clangd and other tools
-make clean
+make clean                 remove what was built; the guest's images in build/vm stay
 
 Variables: O=DIR (build there), V=1 (show commands), CC=, CFLAGS=, SANITIZE=address,undefined
 endef
