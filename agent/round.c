@@ -240,6 +240,8 @@ static void plan_region(const struct region *region, struct worker_round *ret)
 
 static void plan(const struct region *region, const struct target *target, bool have_fd, struct worker_round *ret)
 {
+	struct worker_round then = {};
+
 	switch (target->flush.scope) {
 	case FLUSH_FILE:
 		ret->call = WORKER_FSYNC;
@@ -253,9 +255,11 @@ static void plan(const struct region *region, const struct target *target, bool 
 			snprintf(ret->path, sizeof(ret->path), "%s", target->source);
 			ret->device = target->device;
 		}
-		if (!target->syncfs_is_enough && region->flush_namespace) {
-			snprintf(ret->then, sizeof(ret->then), "/dev/%s", region->flush_namespace->device);
-			ret->then_device = region->flush_namespace->devnum;
+		if (!target->syncfs_is_enough) {
+			plan_region(region, &then);
+			ret->then = then.call;
+			memcpy(ret->then_path, then.path, sizeof(ret->then_path));
+			ret->then_device = then.device;
 		}
 		break;
 	case FLUSH_REGION:

@@ -175,6 +175,13 @@ int worker_find(const struct pmem_agent_page *page)
 
 /* ---- the child ---- */
 
+static int open_attribute(const char *path)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
 static int open_node(const char *path, uint64_t device, uint64_t inode)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -219,18 +226,17 @@ static void make_round(const struct worker_round *round, int passed, struct work
 	*ret = (struct worker_result){ .round = round->round };
 
 	if (round->path[0]) {
-		opened = round->call == WORKER_DEEP_FLUSH ? open(round->path, O_WRONLY | O_CLOEXEC)
+		opened = round->call == WORKER_DEEP_FLUSH ? open_attribute(round->path)
 							  : open_node(round->path, round->device, round->inode);
-		if (round->call == WORKER_DEEP_FLUSH && opened < 0)
-			opened = -errno;
 		if (opened < 0) {
 			ret->error = -opened;
 			return;
 		}
 		fd = opened;
 	}
-	if (round->then[0]) {
-		then = open_node(round->then, round->then_device, 0);
+	if (round->then_path[0]) {
+		then = round->then == WORKER_DEEP_FLUSH ? open_attribute(round->then_path)
+							: open_node(round->then_path, round->then_device, 0);
 		if (then < 0) {
 			ret->error = -then;
 			return;
@@ -240,7 +246,7 @@ static void make_round(const struct worker_round *round, int passed, struct work
 	ret->flushed = 1;
 	ret->error = call_on(round->call, fd);
 	if (ret->error == 0 && then >= 0)
-		ret->error = call_on(WORKER_NODE, then);
+		ret->error = call_on(round->then, then);
 }
 
 /* 1, or 0 when the agent is gone. */

@@ -32,8 +32,9 @@ struct worker_round {
 	char path[288];		/* opened for the round; "": the descriptor that came with it */
 	uint64_t device;	/* what `path` must be: st_rdev of a device, st_dev of a file or directory */
 	uint64_t inode;		/* st_ino of a file; 0: not checked */
-	char then[288];		/* block device to fsync after a syncfs that may have sent no flush; "" for none */
-	uint64_t then_device;	/* its st_rdev */
+	enum worker_call then;	/* _NODE or _DEEP_FLUSH, after a syncfs that may have sent no flush */
+	char then_path[288];	/* "" for none */
+	uint64_t then_device;	/* as `device` */
 };
 
 struct worker_result {
