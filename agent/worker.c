@@ -163,9 +163,17 @@ int worker_find(const struct pmem_agent_page *page)
 		return -ESRCH;
 	/* The pidfd first: if the start time matches after that, it is this process that the descriptor holds. */
 	fd = pidfd_open(pid, 0);
+	if (fd < 0 && (errno == EINVAL || errno == ENOENT))
+		return -ESRCH; /* a thread has the number now, no process */
 	if (fd < 0)
 		return -errno;
-	if (get_start_time(pid, &start_time) < 0 || start_time != page->worker.start_time)
+	r = get_start_time(pid, &start_time);
+	/* It ended meanwhile, or another user's has the number, whom we may not see. */
+	if (r == -ENOENT || r == -ESRCH)
+		return -ESRCH;
+	if (r < 0)
+		return r;
+	if (start_time != page->worker.start_time)
 		return -ESRCH;
 
 	r = fd;
