@@ -62,14 +62,22 @@ check "write through: not durable, the region either" not pmemctl flush region0
 echo "write back" >/sys/block/pmem0/queue/write_cache
 check "write back again: durable" wait_until 10 pmemctl flush /mnt
 
-# A change in mid-flush: the flush may not have reached the host.
+# A change in mid-flush: the flush may not have reached the host. Newer kernels hold the change back until it has.
 vm fsync hang 1 r0
 pmemctl flush region0 >"$work/changed" 2>&1 &
+flush=$!
 vm fsync wait-hung r0 >/dev/null
-echo "write through" >/sys/block/pmem0/queue/write_cache
-vm fsync release r0
-wait $!
-check_equal "write through in mid-flush: unknown, though the call succeeded" $? 4
+echo "write through" >/sys/block/pmem0/queue/write_cache &
+text="write through in mid-flush: unknown, though the call succeeded"
+if wait_until 3 grep -q through /sys/block/pmem0/queue/write_cache; then
+	vm fsync release r0
+	wait $flush
+	check_equal "$text" $? 4
+else
+	vm fsync release r0
+	skip "$text" "a kernel that lets it change in mid-flush"
+fi
+wait
 echo "write back" >/sys/block/pmem0/queue/write_cache
 check "and durable after that" wait_until 10 pmemctl flush region0
 
