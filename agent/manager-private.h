@@ -123,6 +123,6 @@ void watch_resume(struct manager *m);
 
 /* ---- request.c ---- */
 
-/* The round of this part has been handed to the worker, or failed to be: the descriptor may go when all have. */
+/* The round of this part has been handed to the worker: the descriptor may go when all have. */
 void request_part_begun(struct part *part);
 void request_part_answered(struct part *part, const struct flush_action *action);

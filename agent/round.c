@@ -287,7 +287,6 @@ static void begin_round(struct manager_region *mr, const struct flush_action *ac
 		plan(mr->region, &mr->target, fd >= 0, &round);
 		r = worker_begin(mr->worker, &round, fd);
 	}
-	request_part_begun(part);
 	if (r != 0) {
 		if (r < 0)
 			snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s",
@@ -296,6 +295,7 @@ static void begin_round(struct manager_region *mr, const struct flush_action *ac
 		return;
 	}
 
+	request_part_begun(part);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);
