@@ -149,6 +149,13 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 	kick(mr);
 }
 
+/* It ends when it is idle. */
+static void release_worker(struct manager_region *mr)
+{
+	mr->worker_source = sd_event_source_disable_unref(mr->worker_source);
+	mr->worker = worker_free(mr->worker);
+}
+
 /* The child is gone. What it wrote into the page before is as good as what it would have said. */
 static void end_worker(struct manager_region *mr)
 {
@@ -157,9 +164,7 @@ static void end_worker(struct manager_region *mr)
 	struct worker_result result = {};
 	struct flush_status status;
 
-	mr->worker_source = sd_event_source_disable_unref(mr->worker_source);
-	mr->worker = worker_free(mr->worker);
-
+	release_worker(mr);
 	status_of(mr, &status);
 	if (status.state == FLUSH_IDLE)
 		return;
@@ -333,7 +338,11 @@ static int on_run(sd_event_source *source, void *userdata)
 	}
 
 	status_of(mr, &status);
-	if (mr->removed && mr->n_pins == 0 && (status.state == FLUSH_IDLE || !mr->worker)) {
+	if (!mr->removed || (status.state != FLUSH_IDLE && mr->worker))
+		return 0;
+	/* Its successor waits for the worker, whatever requests still refer to the region. */
+	release_worker(mr);
+	if (mr->n_pins == 0) {
 		TAILQ_REMOVE(&mr->manager->removed, mr, entry);
 		round_region_free(mr);
 	}
@@ -349,10 +358,12 @@ static int on_run(sd_event_source *source, void *userdata)
 static void settle_page(struct manager_region *mr)
 {
 	const struct pmem_agent_page *page = mr->page;
+	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER &&
+		       page->agent.loss_round >= page->worker.started;
 
 	if (page->worker.failed > page->agent.failed_seen)
 		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
-	else if (page->worker.started > page->worker.done)
+	else if (page->worker.started > page->worker.done && !counted)
 		round_lose(mr, EIO, FLUSH_ORIGIN_WORKER);
 }
 
@@ -362,8 +373,8 @@ static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *us
 
 	mr->adopted_source = sd_event_source_disable_unref(mr->adopted_source);
 	watch_read(mr->manager, NULL);
-	settle_page(mr);
 	flush_adopted(mr->flush, mr->page->worker.started);
+	settle_page(mr);
 	log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, epoch_of(mr),
 		   "%s: the worker of the agent before this one has ended", mr->region->name);
 	manager_notify(mr->manager, MANAGER_RECOVERED, mr);

@@ -200,8 +200,8 @@ static void test_syncfs_then_flush(void **state)
 	assert_int_equal(read(attribute, text, sizeof(text)), 2);
 	assert_string_equal(text, "1\n");
 
-	round = (struct worker_round){ .round = 2, .call = WORKER_SYNCFS, .then = WORKER_DEEP_FLUSH,
-				       .then_path = FAILING };
+	round =
+	    (struct worker_round){ .round = 2, .call = WORKER_SYNCFS, .then = WORKER_DEEP_FLUSH, .then_path = FAILING };
 	assert_int_equal(make_round(&round, fd).error, EIO);
 	assert_true(page->worker.durable == 1);
 	assert_true(page->worker.failed == 2);

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * emulated: a manager in the test itself, with one emulated region, emu0, its page, and real workers
+ */
+#pragma once
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "agent/manager-private.h"
+
+static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], identity[80];
+static sd_event *event;
+static struct manager *manager;
+static struct pmem_agent_page *page; /* as a client sees it */
+
+/* ---- an agent, and how it ends ---- */
+
+static inline struct manager_region *emu0(void)
+{
+	return manager_find_region(manager, "emu0");
+}
+
+static inline void start_agent(void)
+{
+	struct conf *conf;
+
+	assert_int_equal(conf_load(conf_path, &conf), 0);
+	assert_int_equal(manager_new(event, conf, directory, &manager), 0);
+	assert_non_null(emu0());
+}
+
+/* As if it were killed: its workers go on until their rounds have ended. */
+static inline void end_agent(void)
+{
+	manager = manager_free(manager);
+}
+
+static inline int write_file(const char *path, const char *text)
+{
+	FILE *f = fopen(path, "we");
+
+	return !f || fputs(text, f) < 0 || fclose(f) != 0 ? -1 : 0;
+}
+
+static inline int set_up_group(void **state)
+{
+	char text[128];
+
+	alarm(60);
+	signal(SIGCHLD, SIG_IGN);
+	if (!mkdtemp(directory))
+		return -1;
+	snprintf(conf_path, sizeof(conf_path), "%s/conf", directory);
+	snprintf(emulated, sizeof(emulated), "%s/emulated", directory);
+	snprintf(identity, sizeof(identity), "file:%s", emulated);
+	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
+	worker_page_path(directory, identity, page_path, sizeof(page_path));
+	return write_file(conf_path, text) < 0 || sd_event_new(&event) < 0 ? -1 : 0;
+}
+
+static inline int tear_down_group(void **state)
+{
+	sd_event_unref(event);
+	return unlink(conf_path) < 0 || rmdir(directory) < 0 ? -1 : 0;
+}
+
+static inline int set_up(void **state)
+{
+	sd_id128_t boot_id;
+
+	return write_file(emulated, "x") < 0 || sd_id128_get_boot(&boot_id) < 0
+		   ? -1
+		   : worker_open_page(directory, identity, boot_id, &page);
+}
+
+static inline int tear_down(void **state)
+{
+	end_agent();
+	page = worker_close_page(page);
+	return unlink(page_path) < 0 || unlink(emulated) < 0 ? -1 : 0;
+}
+
+/* ---- what happens ---- */
+
+static inline void turn(void)
+{
+	assert_true(sd_event_run(event, UINT64_MAX) >= 0);
+}
+
+static inline struct flush_status status(void)
+{
+	struct flush_status s;
+
+	manager_region_get_status(emu0(), &s);
+	return s;
+}
+
+struct answer_of {
+	bool told;
+	struct request_result result;
+};
+
+static inline void on_done(const struct request_result *result, void *userdata)
+{
+	struct answer_of *a = userdata;
+
+	assert_false(a->told);
+	a->told = true;
+	a->result = *result;
+}
+
+static inline struct request *ask(struct answer_of *a)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+
+	*a = (struct answer_of){};
+	assert_int_equal(manager_flush_region(manager, emu0(), on_done, a, &request, detail), 0);
+	return request;
+}
+
+static inline void assert_answer(const struct answer_of *a, enum pmem_agent_answer answer)
+{
+	while (!a->told)
+		turn();
+	assert_int_equal(a->result.answer, answer);
+}
+
+static inline void assert_refused(enum pmem_agent_answer answer)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+
+	assert_int_equal(manager_flush_region(manager, emu0(), on_done, NULL, &request, detail), answer);
+}
+
+static inline void stop(pid_t pid)
+{
+	char path[64], text[256] = "";
+
+	kill(pid, SIGSTOP);
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	while (!strstr(text, ") T ")) {
+		_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+		assert_true(read(fd, text, sizeof(text) - 1) > 0);
+	}
+}
+
+/* A worker that has made a round and makes the next when it is let go on. */
+static inline pid_t stop_worker(void)
+{
+	struct answer_of a;
+	pid_t pid;
+
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	pid = (pid_t)page->worker.pid;
+	stop(pid);
+	return pid;
+}
+
+static inline struct request *begin(struct answer_of *a)
+{
+	struct request *request = ask(a);
+
+	while (status().state != FLUSH_IN_FLIGHT)
+		turn();
+	return request;
+}
+
+/* What there is to do now has been done. */
+static inline void settle(void)
+{
+	int r;
+
+	while ((r = sd_event_run(event, 0)) > 0)
+		;
+	assert_int_equal(r, 0);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-adopt: what outlives an agent, or a region: workers, rounds in flight, losses
+ */
+#include <poll.h>
+#include <sys/stat.h>
+
+#include "agent/scan.h"
+#include "selftest/emulated.h"
+
+/* A write to it is a "flush" that fails with EIO: the worker has nothing mapped at address 0. */
+#define FAILING "/proc/self/mem"
+
+/* ---- what an agent before left: the test is that agent ---- */
+
+static void kill_and_wait(pid_t pid)
+{
+	struct pollfd p = { .fd = worker_find(page), .events = POLLIN };
+
+	assert_int_equal(page->worker.pid, pid);
+	assert_true(p.fd >= 0);
+	kill(pid, SIGKILL);
+	assert_int_equal(poll(&p, 1, -1), 1);
+	close(p.fd);
+}
+
+/* A worker that is stopped before it fails a round, its agent gone. */
+static pid_t leave_failing_worker(void)
+{
+	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH, .path = FAILING };
+	struct worker *w;
+	pid_t pid;
+
+	assert_int_equal(worker_start(page, &w), 0);
+	pid = worker_get_pid(w);
+	stop(pid);
+	assert_int_equal(worker_begin(w, &round, -1), 0);
+	worker_free(w);
+	return pid;
+}
+
+/* A worker in a call that never returns, its agent gone. */
+static pid_t leave_hanging_worker(void)
+{
+	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH };
+	struct worker *w;
+	pid_t pid;
+
+	snprintf(round.path, sizeof(round.path), "%s/fifo", directory);
+	assert_int_equal(mkfifo(round.path, 0600), 0);
+	assert_int_equal(worker_start(page, &w), 0);
+	pid = worker_get_pid(w);
+	assert_int_equal(worker_begin(w, &round, -1), 0);
+	while (__atomic_load_n(&page->worker.started, __ATOMIC_ACQUIRE) != 1)
+		sched_yield();
+	worker_free(w);
+	unlink(round.path);
+	return pid;
+}
+
+/* ---- the next agent ---- */
+
+static void test_epoch_and_rounds_go_on(void **state)
+{
+	struct answer_of a;
+
+	start_agent();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	end_agent();
+	start_agent();
+	assert_true(status().epoch == 1 && status().epoch_usec == 0);
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_true(a.result.epochs[0].epoch == 2);
+}
+
+static void test_dead_in_flight(void **state)
+{
+	kill_and_wait(leave_hanging_worker());
+	assert_false(pmem_agent_page_lost(page));
+
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(pmem_agent_page_lost(page));
+	assert_true(page->agent.loss == 1);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_WORKER);
+
+	/* The same loss for every agent that comes after. */
+	end_agent();
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
+static void test_alive_in_flight(void **state)
+{
+	pid_t pid = leave_hanging_worker();
+	struct answer_of a;
+
+	start_agent();
+	assert_int_equal(status().state, FLUSH_STALLED);
+	ask(&a);
+	settle();
+	assert_false(a.told);
+	assert_true(page->worker.started == 1);
+	assert_int_equal(page->worker.pid, pid);
+
+	kill(pid, SIGKILL);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+	end_agent();
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
+static void test_alive_then_confirmed(void **state)
+{
+	struct answer_of a, b;
+	struct request *request;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	request = begin(&a);
+	request_cancel(request);
+	end_agent();
+
+	start_agent();
+	ask(&b);
+	settle();
+	assert_int_equal(status().state, FLUSH_STALLED);
+	assert_true(page->worker.started == 1);
+	kill(pid, SIGCONT);
+	assert_answer(&b, PMEM_AGENT_DURABLE);
+	assert_true(b.result.epochs[0].epoch == 3); /* the second was the old worker's, and told to nobody */
+	assert_int_not_equal(page->worker.pid, pid);
+}
+
+static void test_late_failure(void **state)
+{
+	pid_t pid = leave_failing_worker();
+	struct answer_of a;
+
+	start_agent();
+	ask(&a);
+	settle();
+	assert_false(a.told);
+	assert_true(page->worker.started == 0);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_int_equal(a.result.error, EIO);
+	assert_true(page->worker.failed == 1 && page->agent.failed_seen == 1);
+	assert_true(page->agent.loss == 1);
+	end_agent();
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
+/* The worker has written of the failure, the agent died before it could. */
+static void test_failure_nobody_was_told(void **state)
+{
+	pid_t pid = leave_failing_worker();
+	struct pollfd p = { .fd = worker_find(page), .events = POLLIN };
+
+	kill(pid, SIGCONT);
+	assert_int_equal(poll(&p, 1, -1), 1);
+	close(p.fd);
+	assert_true(pmem_agent_page_lost(page));
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+	assert_true(pmem_agent_page_lost(page));
+}
+
+/* ---- a region that goes and comes ---- */
+
+/* Another region of the same identity in its place, as a scan finds one after unbind and bind. */
+static struct manager_region *replace(void)
+{
+	struct manager_region *old = emu0(), *new;
+	struct region *region;
+
+	TAILQ_REMOVE(&manager->regions, old, entry);
+	round_region_remove(old);
+	assert_int_equal(scan_emulated("emu0", emulated, &region), 0);
+	assert_int_equal(round_region_new(manager, region, &new), 0);
+	TAILQ_INSERT_TAIL(&manager->regions, new, entry);
+	return old;
+}
+
+static void test_removed(void **state)
+{
+	struct answer_of a, b, c;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	begin(&a);
+	ask(&b);
+	replace();
+	assert_answer(&b, PMEM_AGENT_GONE);
+	assert_int_equal(b.result.error, ENODEV);
+
+	/* No second flush beside the one in flight, which keeps its own result. */
+	ask(&c);
+	settle();
+	assert_false(a.told || c.told);
+	assert_int_equal(status().state, FLUSH_STALLED);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_answer(&c, PMEM_AGENT_DURABLE);
+	assert_true(a.result.epochs[0].epoch == 2);
+	assert_true(c.result.epochs[0].epoch == 3);
+	settle();
+	assert_true(TAILQ_EMPTY(&manager->removed));
+}
+
+static void test_removed_then_lost(void **state)
+{
+	struct answer_of a, b;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	begin(&a);
+	page->worker.started = 2; /* as if it had come so far */
+	replace();
+	ask(&b);
+	kill(pid, SIGKILL);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_answer(&b, PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
+/* A request that waits for another region keeps the old one, but not its worker. */
+static void test_removed_idle_but_pinned(void **state)
+{
+	struct manager_region *old;
+	struct answer_of a;
+
+	start_agent();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	round_region_pin(emu0());
+	old = replace();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_false(TAILQ_EMPTY(&manager->removed));
+	round_region_unpin(old);
+	settle();
+	assert_true(TAILQ_EMPTY(&manager->removed));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_epoch_and_rounds_go_on),
+		TEST(test_dead_in_flight),
+		TEST(test_alive_in_flight),
+		TEST(test_alive_then_confirmed),
+		TEST(test_late_failure),
+		TEST(test_failure_nobody_was_told),
+		TEST(test_removed),
+		TEST(test_removed_then_lost),
+		TEST(test_removed_idle_but_pinned),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("adopt", tests, set_up_group, tear_down_group);
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-manager: requests, rounds and losses of one agent, from its start to its stop
+ */
+#include "selftest/emulated.h"
+
+/* ---- one agent ---- */
+
+static void test_durable(void **state)
+{
+	uint64_t before = now_usec(CLOCK_REALTIME);
+	struct answer_of a, b;
+
+	start_agent();
+	ask(&a);
+	ask(&b);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_answer(&b, PMEM_AGENT_DURABLE);
+	assert_int_equal(a.result.n_epochs, 1);
+	assert_true(a.result.epochs[0].epoch == 1);
+	assert_true(b.result.epochs[0].epoch == 1);
+	assert_true(a.result.durable_usec >= before);
+	assert_true(page->worker.durable == 1 && page->agent.epoch == 1);
+	assert_false(pmem_agent_page_lost(page));
+}
+
+static void test_late_request_waits_for_the_next_round(void **state)
+{
+	struct answer_of a, b;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	begin(&a);
+	ask(&b);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_answer(&b, PMEM_AGENT_DURABLE);
+	assert_true(a.result.epochs[0].epoch == 2);
+	assert_true(b.result.epochs[0].epoch == 3);
+}
+
+static void test_cancelled(void **state)
+{
+	struct answer_of a, b;
+	struct request *joined, *queued;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	joined = begin(&a);
+	queued = ask(&b);
+	request_cancel(joined);
+	request_cancel(queued);
+	assert_int_equal(status().waiting, 0);
+	kill(pid, SIGCONT);
+	while (status().state != FLUSH_IDLE)
+		turn();
+	assert_false(a.told || b.told);
+	assert_true(status().epoch == 2);
+}
+
+static void test_worker_killed_in_flight(void **state)
+{
+	struct answer_of a, b;
+
+	start_agent();
+	stop_worker();
+	begin(&a);
+	ask(&b);
+	kill((pid_t)page->worker.pid, SIGKILL);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_answer(&b, PMEM_AGENT_LOST);
+	assert_true(pmem_agent_page_lost(page));
+	assert_true(page->agent.loss == 1);
+	assert_int_equal(status().loss.origin, FLUSH_ORIGIN_WORKER);
+	assert_refused(PMEM_AGENT_LOST);
+}
+
+static void test_worker_killed_idle(void **state)
+{
+	struct answer_of a;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	kill(pid, SIGKILL);
+	while (emu0()->worker)
+		turn();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_int_not_equal(page->worker.pid, pid);
+}
+
+static void test_replaced_file(void **state)
+{
+	char new[sizeof(emulated) + 4];
+	struct answer_of a;
+
+	start_agent();
+	snprintf(new, sizeof(new), "%s.new", emulated);
+	assert_int_equal(write_file(new, "y"), 0);
+	assert_int_equal(rename(new, emulated), 0);
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_UNKNOWN);
+	assert_false(pmem_agent_page_lost(page));
+}
+
+/* ---- the end ---- */
+
+static void on_stopped(bool clean, void *userdata)
+{
+	*(int *)userdata = clean;
+}
+
+static int stop_agent(void)
+{
+	int clean = -1;
+
+	manager_stop(manager, on_stopped, &clean);
+	assert_int_equal(clean, -1);
+	while (clean < 0)
+		turn();
+	return clean;
+}
+
+static void test_stop(void **state)
+{
+	start_agent();
+	assert_int_equal(stop_agent(), true);
+	assert_true(page->worker.durable == 1);
+}
+
+static void test_stop_while_the_host_hangs(void **state)
+{
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	assert_int_equal(stop_agent(), false);
+	kill(pid, SIGCONT);
+}
+
+static void test_stop_when_lost(void **state)
+{
+	start_agent();
+	round_lose(emu0(), EIO, FLUSH_ORIGIN_WITNESS);
+	assert_int_equal(stop_agent(), false);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_durable),
+		TEST(test_late_request_waits_for_the_next_round),
+		TEST(test_cancelled),
+		TEST(test_worker_killed_in_flight),
+		TEST(test_worker_killed_idle),
+		TEST(test_replaced_file),
+		TEST(test_stop),
+		TEST(test_stop_while_the_host_hangs),
+		TEST(test_stop_when_lost),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("manager", tests, set_up_group, tear_down_group);
+}
