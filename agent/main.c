@@ -87,7 +87,8 @@ static void on_stopped(bool clean, void *userdata)
 
 	host_shutdown(a->host, clean);
 	log_daemon(clean ? LOG_INFO : LOG_WARNING, LOG_EVENT_STOPPED, "stopping: %s",
-		   clean ? "every region is durable as of now" : "not every region could be flushed once more");
+		   clean ? "every region that the agent flushes has been flushed once more"
+			 : "not every region could be flushed once more");
 	sd_event_exit(a->event, 0);
 }
 

@@ -35,6 +35,7 @@ struct manager_region {
 	char detail[MOUNT_DETAIL_MAX]; /* why the last round was not confirmed */
 	bool hit;                      /* by an entry of the witness, in the reading at hand */
 	uint64_t published_loss;       /* number of the newest loss that was told */
+	struct request *stop_request;  /* the last flush, while the manager is stopping */
 
 	void *bus_slot;
 	TAILQ_ENTRY(manager_region) entry;

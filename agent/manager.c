@@ -150,6 +150,9 @@ static int add_region(struct manager *m, struct region **region)
 	else
 		TAILQ_INSERT_TAIL(&m->regions, mr, entry);
 
+	/* Its stores came too late for the last flush. */
+	if (mr->flush)
+		m->stop.clean = false;
 	log_region(LOG_INFO, LOG_EVENT_REGION_ADDED, mr->region->name, 0, "%s: %s, %s, method %s", mr->region->name,
 		   mr->region->provider, mr->region->asynchronous ? "asynchronous" : "synchronous",
 		   region_method_to_string(mr->region->method));
@@ -270,6 +273,7 @@ static void free_list(struct manager_region_list *list)
 
 	while ((mr = TAILQ_FIRST(list))) {
 		TAILQ_REMOVE(list, mr, entry);
+		request_cancel(mr->stop_request);
 		round_region_free(mr);
 	}
 }
@@ -295,7 +299,15 @@ struct manager *manager_free(struct manager *m)
 static void stopped(struct manager *m)
 {
 	void (*done)(bool clean, void *userdata) = m->stop.done;
+	struct manager_region *mr;
+	struct flush_status status;
 
+	/* Those that were confirmed first may have lost something since. */
+	TAILQ_FOREACH (mr, &m->regions, entry) {
+		manager_region_get_status(mr, &status);
+		if (status.loss.number > 0)
+			m->stop.clean = false;
+	}
 	m->stop.timer = sd_event_source_disable_unref(m->stop.timer);
 	m->stop.done = NULL;
 	if (done)
@@ -304,8 +316,10 @@ static void stopped(struct manager *m)
 
 static void on_stop_flush(const struct request_result *result, void *userdata)
 {
-	struct manager *m = userdata;
+	struct manager_region *mr = userdata;
+	struct manager *m = mr->manager;
 
+	mr->stop_request = NULL;
 	if (result->answer != PMEM_AGENT_DURABLE)
 		m->stop.clean = false;
 	if (--m->stop.waiting == 0)
@@ -327,18 +341,14 @@ void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), v
 {
 	struct manager_region *mr;
 	char detail[MOUNT_DETAIL_MAX];
-	struct request *request;
 
 	m->stop.done = done;
 	m->stop.userdata = userdata;
 	m->stop.clean = true;
 	TAILQ_FOREACH (mr, &m->regions, entry) {
-		int r;
-
 		if (!mr->flush)
 			continue;
-		r = manager_flush_region(m, mr, on_stop_flush, m, &request, detail);
-		if (r == 0)
+		if (manager_flush_region(m, mr, on_stop_flush, mr, &mr->stop_request, detail) == 0)
 			m->stop.waiting++;
 		else
 			m->stop.clean = false;

@@ -424,12 +424,17 @@ static int adopt(struct manager_region *mr)
 static int prepare(struct manager_region *mr)
 {
 	struct manager *m = mr->manager;
+	uint64_t started;
 	int r;
 
 	r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &mr->page);
 	if (r < 0)
 		return r;
-	mr->flush = flush_new(m->conf->queue_depth, mr->page->worker.started, mr->page->agent.epoch);
+	/* A loss may have been noticed in a round that no worker has got to. */
+	started = mr->page->worker.started;
+	if (started < mr->page->agent.loss_round)
+		started = mr->page->agent.loss_round;
+	mr->flush = flush_new(m->conf->queue_depth, started, mr->page->agent.epoch);
 	if (!mr->flush)
 		return -ENOMEM;
 	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
