@@ -88,6 +88,8 @@ struct request {
 
 /* ---- manager.c ---- */
 
+/* manager_rescan() for watch.c, which has read the witness: what it says of a region must not come after its removal. */
+int manager_scan(struct manager *m);
 void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
 struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
 

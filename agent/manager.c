@@ -192,7 +192,7 @@ static void update_region(struct manager *m, struct manager_region *mr, struct r
 	*seen = region_free(*seen);
 }
 
-int manager_rescan(struct manager *m)
+int manager_scan(struct manager *m)
 {
 	struct manager_region *mr, *next;
 	struct region_list list = {};
@@ -213,6 +213,12 @@ int manager_rescan(struct manager *m)
 
 	region_list_clear(&list);
 	return 0;
+}
+
+int manager_rescan(struct manager *m)
+{
+	watch_read(m, NULL);
+	return manager_scan(m);
 }
 
 static void add_emulated(struct manager *m)

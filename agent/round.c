@@ -384,7 +384,7 @@ static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *us
 
 static int adopt(struct manager_region *mr)
 {
-	const struct pmem_agent_page *page = mr->page;
+	struct pmem_agent_page *page = mr->page;
 	_cleanup_close_ int fd = -1;
 	int r;
 
@@ -400,6 +400,11 @@ static int adopt(struct manager_region *mr)
 		flush_restore_loss(mr->flush, &loss);
 		mr->published_loss = loss.number;
 	}
+
+	/* The agent before us died over entries that nobody else will see. */
+	if (page->agent.reading)
+		round_lose(mr, EIO, FLUSH_ORIGIN_OVERRUN);
+	__atomic_store_n(&page->agent.reading, 0, __ATOMIC_RELEASE);
 
 	fd = worker_find(page);
 	if (fd == -ESRCH) {

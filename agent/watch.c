@@ -3,6 +3,7 @@
  * watch: the regions that the witness's entries hit
  */
 #include <errno.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/sysmacros.h>
 
@@ -11,62 +12,100 @@
 #include "sysfs.h"
 
 /* One failed request completes several times, as its parts do: what comes within this is one loss. */
-#define WATCH_SETTLE_USEC (5 * USEC_PER_MSEC)
+#define WATCH_SETTLE_USEC   (5 * USEC_PER_MSEC)
+#define WATCH_MAX_STRANGERS 16
 
 /* ---- one entry ---- */
 
-/* The disk of a partition, or the disk itself. -ENOENT: the device is no more. */
+/* The disk of a partition, or the disk itself. -ENOENT: the device is no more; -ENOTBLK: no disk of a region. */
 static int get_disk(dev_t devnum, dev_t *ret)
 {
 	_cleanup_free_ char *path = sysfs_resolve("/sys/dev/block/%u:%u", major(devnum), minor(devnum));
 
 	if (!path)
 		return -errno;
+	if (!strstr(path, "/ndbus"))
+		return -ENOTBLK;
 	return sysfs_read_devnum(ret, sysfs_exists("%s/partition", path) ? "%s/../dev" : "%s/dev", path);
 }
 
-/* The region whose I/O failed; one that is not known yet is looked for. */
-static struct manager_region *find_hit(struct manager *m, dev_t disk)
+static bool has_disk(const struct region *region, dev_t disk)
 {
-	struct manager_region *mr = manager_find_device(m, disk, false);
-
-	if (!mr && manager_rescan(m) >= 0)
-		mr = manager_find_device(m, disk, false);
-	return mr;
+	return region_has_device(region, disk, false);
 }
 
-/* Once a reading: nobody can have done anything about the first entry before the others came. */
-static void hit(struct manager_region *mr, int error, enum flush_origin origin)
+static bool has_major(const struct region *region, dev_t devnum)
 {
-	if (!mr->hit)
-		round_lose(mr, error, origin);
-	mr->hit = true;
+	for (unsigned int i = 0; i < region->n_namespaces; i++)
+		if (region->namespaces[i].mode != NAMESPACE_MODE_DEVDAX && region->namespaces[i].devnum &&
+		    major(region->namespaces[i].devnum) == major(devnum))
+			return true;
+	return false;
 }
 
-static void hit_error(struct manager *m, const struct witness_entry *e)
+static bool is_any(const struct region *region, dev_t devnum)
 {
+	return true;
+}
+
+/*
+ * Each region once a reading: nobody can have done anything about the first entry before the others came. Those that
+ * were removed too, as their round in flight may still be confirmed.
+ */
+static bool hit(struct manager *m, bool (*concerns)(const struct region *region, dev_t devnum), dev_t devnum, int error,
+		enum flush_origin origin)
+{
+	struct manager_region_list *const lists[] = { &m->regions, &m->removed };
 	struct manager_region *mr;
+	bool found = false;
+
+	for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
+		TAILQ_FOREACH (mr, lists[i], entry) {
+			if (!concerns(mr->region, devnum))
+				continue;
+			found = true;
+			if (!mr->hit)
+				round_lose(mr, error, origin);
+			mr->hit = true;
+		}
+	return found;
+}
+
+/* Disks whose regions are not known yet. */
+struct strangers {
+	struct witness_entry entries[WATCH_MAX_STRANGERS];
+	unsigned int n;
+};
+
+static void hit_error(struct manager *m, const struct witness_entry *e, struct strangers *s)
+{
 	dev_t disk;
+	int r = get_disk(e->devnum, &disk);
 
-	if (get_disk(e->devnum, &disk) >= 0) {
-		mr = find_hit(m, disk);
-		if (mr)
-			hit(mr, e->error, FLUSH_ORIGIN_WITNESS);
+	if (r == -ENOTBLK)
 		return;
-	}
-
 	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		if (mr->region->flush_namespace && major(mr->region->flush_namespace->devnum) == major(e->devnum))
-			hit(mr, e->error, FLUSH_ORIGIN_WITNESS);
+	if (r < 0)
+		hit(m, has_major, e->devnum, e->error, FLUSH_ORIGIN_WITNESS);
+	else if (!hit(m, has_disk, disk, e->error, FLUSH_ORIGIN_WITNESS) && s->n++ < WATCH_MAX_STRANGERS)
+		s->entries[s->n - 1] =
+		    (struct witness_entry){ .type = WITNESS_ENTRY_ERROR, .devnum = disk, .error = e->error };
 }
 
 static void hit_overrun(struct manager *m)
 {
-	struct manager_region *mr;
+	hit(m, is_any, 0, EIO, FLUSH_ORIGIN_OVERRUN);
+}
 
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		hit(mr, EIO, FLUSH_ORIGIN_OVERRUN);
+/* After all other entries: a scan may remove the region that one of them is about. */
+static void hit_strangers(struct manager *m, const struct strangers *s)
+{
+	if (s->n == 0 || manager_scan(m) < 0)
+		return;
+	if (s->n > WATCH_MAX_STRANGERS)
+		hit_overrun(m);
+	for (unsigned int i = 0; i < s->n && i < WATCH_MAX_STRANGERS; i++)
+		hit(m, has_disk, s->entries[i].devnum, s->entries[i].error, FLUSH_ORIGIN_WITNESS);
 }
 
 /* ---- all there are ---- */
@@ -81,8 +120,18 @@ static void give_up(struct manager *m, int error)
 	m->witness = witness_free(m->witness);
 }
 
+static void mark_reading(struct manager *m, uint32_t reading)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (mr->page)
+			__atomic_store_n(&mr->page->agent.reading, reading, __ATOMIC_RELEASE);
+}
+
 void watch_read(struct manager *m, struct manager_region *just_lost)
 {
+	struct strangers strangers = { .n = 0 };
 	struct witness_entry entry;
 	struct manager_region *mr;
 	int r = 0;
@@ -91,18 +140,24 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 		return;
 	TAILQ_FOREACH (mr, &m->regions, entry)
 		mr->hit = mr == just_lost;
+	TAILQ_FOREACH (mr, &m->removed, entry)
+		mr->hit = mr == just_lost;
 
-	while ((r = witness_next(m->witness, &entry)) > 0)
+	while ((r = witness_next(m->witness, &entry)) > 0) {
+		mark_reading(m, 1);
 		switch (entry.type) {
 		case WITNESS_ENTRY_NONE:
 			break;
 		case WITNESS_ENTRY_ERROR:
-			hit_error(m, &entry);
+			hit_error(m, &entry, &strangers);
 			break;
 		case WITNESS_ENTRY_OVERRUN:
 			hit_overrun(m);
 			break;
 		}
+	}
+	mark_reading(m, 0);
+	hit_strangers(m, &strangers);
 	if (r < 0)
 		give_up(m, -r);
 }

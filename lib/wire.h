@@ -75,9 +75,11 @@ struct pmem_agent_page {
 		uint64_t epoch;		/* newest round the agent told anyone of as durable */
 		int32_t loss_error;	/* errno */
 		uint32_t loss_origin;	/* enum flush_origin */
+		uint32_t reading;	/* not 0: it has taken errors from the trace instance and not yet counted them */
+		uint32_t reserved;
 	} agent;
 
-	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 424];
+	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 432];
 };
 
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-watch: what the witness says before an answer, with a FIFO for its trace_pipe
+ */
+#include <ftw.h>
+#include <sys/stat.h>
+
+#include "selftest/emulated.h"
+
+#define OVERRUN   "CPU:0 [LOST 3 EVENTS]\n"
+#define UNRELATED " a-1 [000] 1.0: block_bio_complete: 1,0 W () 0 + 8 [-5]\n"
+
+static const char *const attributes[][2] = {
+	{ "instance/tracing_on", "1\n" },
+	{ "instance/events/block/block_bio_complete/enable", "1\n" },
+	{ "instance/events/block/block_bio_complete/filter", "error != 0\n" },
+};
+
+static int trace = -1;
+
+/* An agent with a witness. */
+static void start_watched(void)
+{
+	static const char *const dirs[] = { "instance", "instance/events", "instance/events/block",
+					    "instance/events/block/block_bio_complete" };
+	char path[128];
+
+	for (size_t i = 0; i < ARRAY_SIZE(dirs); i++) {
+		snprintf(path, sizeof(path), "%s/%s", directory, dirs[i]);
+		assert_int_equal(mkdir(path, 0700), 0);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++) {
+		snprintf(path, sizeof(path), "%s/%s", directory, attributes[i][0]);
+		assert_int_equal(write_file(path, attributes[i][1]), 0);
+	}
+	snprintf(path, sizeof(path), "%s/instance/trace_pipe", directory);
+	assert_int_equal(mkfifo(path, 0600), 0);
+	trace = open(path, O_RDWR | O_CLOEXEC);
+	assert_true(trace >= 0);
+
+	start_agent();
+	witness_free(manager->witness);
+	snprintf(path, sizeof(path), "%s/instance", directory);
+	assert_int_equal(witness_open(path, &manager->witness), 0);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	return remove(path);
+}
+
+static int tear_down_watched(void **state)
+{
+	char path[128];
+
+	trace = safe_close(trace);
+	snprintf(path, sizeof(path), "%s/instance", directory);
+	return nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS) < 0 ? -1 : tear_down(state);
+}
+
+static void say(const char *line)
+{
+	assert_int_equal(write(trace, line, strlen(line)), strlen(line));
+}
+
+static void test_nothing(void **state)
+{
+	struct answer_of a;
+
+	start_watched();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
+/* However many other disks fail, nobody scans for regions because of it. */
+static void test_unrelated(void **state)
+{
+	struct answer_of a;
+
+	start_watched();
+	for (unsigned int i = 0; i < 100; i++)
+		say(UNRELATED);
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
+static void test_overrun_while_in_flight(void **state)
+{
+	struct answer_of a;
+	pid_t pid;
+
+	start_watched();
+	pid = stop_worker();
+	begin(&a);
+	say(UNRELATED OVERRUN OVERRUN);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_OVERRUN);
+	assert_true(page->agent.loss == 1);
+}
+
+/* The round in flight of a region that was removed is not confirmed either. */
+static void test_overrun_after_removal(void **state)
+{
+	struct manager_region *mr;
+	struct answer_of a;
+	pid_t pid;
+
+	start_watched();
+	pid = stop_worker();
+	begin(&a);
+	mr = emu0();
+	TAILQ_REMOVE(&manager->regions, mr, entry);
+	round_region_remove(mr);
+	say(OVERRUN);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_LOST);
+}
+
+/* What was read is nowhere but in the agent that read it. */
+static void test_died_reading(void **state)
+{
+	page->agent.reading = 1;
+	start_watched();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1 && page->agent.reading == 0);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_OVERRUN);
+	end_agent();
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
+#define WATCHED(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down_watched)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		WATCHED(test_nothing),
+		WATCHED(test_unrelated),
+		WATCHED(test_overrun_while_in_flight),
+		WATCHED(test_overrun_after_removal),
+		WATCHED(test_died_reading),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("watch", tests, set_up_group, tear_down_group);
+}
