@@ -85,6 +85,8 @@ void round_lose(struct manager_region *mr, int error, enum flush_origin origin)
 /* One call failed for all leaves of the target, and which of them it was is not told. */
 static void lose_peers(struct manager_region *mr, int error)
 {
+	if (mr->target.flush.scope == FLUSH_REGION)
+		return; /* that call was for this region alone */
 	for (unsigned int i = 0; i < mr->target.n_leaves; i++) {
 		struct manager_region *peer =
 		    manager_find_device(mr->manager, mr->target.leaves[i].devnum, mr->target.leaves[i].character);
