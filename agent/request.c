@@ -33,7 +33,11 @@ static struct manager_region *find_emulated(const struct manager *m, int fd)
 {
 	struct manager_region *mr;
 	struct statx stx;
+	int flags = fcntl(fd, F_GETFL);
 
+	/* A descriptor of O_PATH proves no right to the file; mount.c says so. */
+	if (flags < 0 || flags & O_PATH)
+		return NULL;
 	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) < 0)
 		return NULL;
 	TAILQ_FOREACH (mr, &m->regions, entry)

@@ -106,6 +106,23 @@ static void test_replaced_file(void **state)
 	assert_false(pmem_agent_page_lost(page));
 }
 
+/* Who could open a thing may flush it; this is not what they did. */
+static void test_path_descriptor(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+	struct answer_of a = { .told = false };
+
+	start_agent();
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_PATH | O_CLOEXEC), MOUNT_SCOPE_AUTO, on_done, &a,
+					  &request, detail),
+			 PMEM_AGENT_REFUSED);
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), MOUNT_SCOPE_AUTO, on_done, &a,
+					  &request, detail),
+			 0);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
 /* ---- the end ---- */
 
 static void on_stopped(bool clean, void *userdata)
@@ -157,6 +174,7 @@ int main(void)
 		TEST(test_worker_killed_in_flight),
 		TEST(test_worker_killed_idle),
 		TEST(test_replaced_file),
+		TEST(test_path_descriptor),
 		TEST(test_stop),
 		TEST(test_stop_while_the_host_hangs),
 		TEST(test_stop_when_lost),
