@@ -10,8 +10,9 @@
 #include "host.h"
 #include "log.h"
 
-#define HOST_MAX_FLUSHES 64 /* flush commands not answered yet */
-#define HOST_MAX_DEPTH   16 /* of a command's JSON */
+#define HOST_MAX_FLUSHES 64  /* flush commands not answered yet */
+#define HOST_MAX_DEPTH   16  /* of a command's JSON */
+#define HOST_MAX_ID      256 /* bytes of a command's id as JSON, which is kept until its answer */
 #define PROTOCOL_VERSION 1
 
 struct host {
@@ -222,14 +223,14 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 
 /* ---- answers to commands ---- */
 
-static void send_answer(struct host *h, const char *key, struct json_object *value, struct json_object *id)
+static int send_answer(struct host *h, const char *key, struct json_object *value, struct json_object *id)
 {
 	_cleanup_(json_putp) struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, key, value);
 	if (id)
 		json_object_object_add(o, "id", json_object_get(id));
-	send_object(h, o);
+	return send_object(h, o);
 }
 
 static void send_error(struct host *h, const char *class, const char *description, struct json_object *id)
@@ -250,8 +251,8 @@ static void send_refusal(struct host *h, enum pmem_agent_answer answer, const ch
 
 static int command_query(struct host *h, struct json_object *arguments, struct json_object *id)
 {
-	send_answer(h, "return", describe_agent(h), id);
-	h->missed = 0;
+	if (send_answer(h, "return", describe_agent(h), id) == 0)
+		h->missed = 0;
 	return 0;
 }
 
@@ -434,6 +435,11 @@ static void run_command(struct host *h, struct json_object *o)
 	json_object_object_get_ex(o, "id", &id);
 	if (!json_object_object_get_ex(o, "arguments", &arguments))
 		arguments = none;
+	if (strlen(json_object_to_json_string_ext(id, JSON_C_TO_STRING_PLAIN)) > HOST_MAX_ID) {
+		snprintf(text, sizeof(text), "the id is longer than %d bytes", HOST_MAX_ID);
+		send_error(h, "GenericError", text, NULL);
+		return;
+	}
 	if (!json_object_is_type(name, json_type_string) || !json_object_is_type(arguments, json_type_object)) {
 		send_error(h, "GenericError", "a command is {\"execute\": NAME, \"arguments\": {…}, \"id\": ANYTHING}",
 			   id);

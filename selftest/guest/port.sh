@@ -34,6 +34,10 @@ vm host wait '"pmem-agent"' --since "$since" --timeout 20 >/dev/null
 vm host send '{"execute":"query","id":"next"}'
 check "the next host is understood" vm host wait '"return".*"id": *"next"' --since "$since" --timeout 20
 
+since=$(vm host count)
+vm host send "{\"execute\":\"query\",\"id\":\"$(printf '%300s' | tr ' ' x)\"}"
+check "an id that would have to be kept is bounded" vm host wait '"error".*id is longer' --since "$since" --timeout 20
+
 start=$(memory)
 vm host pause
 vm host send '{"execute":"query"}'
