@@ -199,7 +199,7 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 		break;
 	case MANAGER_DURABLE:
 		data = describe_durable(mr);
-		add_string(data, "basis", manager_get_basis(h->manager));
+		add_string(data, "basis", manager_region_get_basis(mr));
 		send_event(h, "DURABLE", data);
 		break;
 	case MANAGER_LOST:
@@ -306,7 +306,9 @@ static void on_flushed(const struct request_result *result, void *userdata)
 		json_object_array_add(f->regions, o);
 	}
 	f->scope = flush_scope_to_string(result->scope);
-	f->basis = result->basis;
+	/* The weakest of them all. */
+	if (!f->basis || strcmp(result->basis, "watched") != 0)
+		f->basis = result->basis;
 	if (f->durable_usec == 0 || result->durable_usec < f->durable_usec)
 		f->durable_usec = result->durable_usec;
 	if (f->n_waiting == 0) {

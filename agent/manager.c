@@ -120,6 +120,11 @@ const char *manager_get_basis(const struct manager *m)
 	return m->witness ? "watched" : "own-flush";
 }
 
+const char *manager_region_get_basis(const struct manager_region *mr)
+{
+	return mr->region->kind == REGION_KIND_EMULATED ? "own-flush" : manager_get_basis(mr->manager);
+}
+
 /* ---- which regions there are ---- */
 
 static void remove_region(struct manager *m, struct manager_region *mr)

@@ -37,6 +37,7 @@ const struct conf *manager_get_conf(const struct manager *m);
 sd_id128_t manager_get_boot_id(const struct manager *m);
 sd_id128_t manager_get_instance(const struct manager *m);
 const char *manager_get_basis(const struct manager *m);		/* "watched", or "own-flush" without the witness */
+const char *manager_region_get_basis(const struct manager_region *mr);	/* nobody watches the disk of an emulated one */
 
 /* ---- regions ---- */
 

@@ -309,7 +309,8 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 	}
 
 	if (result->answer == PMEM_AGENT_DURABLE)
-		result->basis = manager_get_basis(r->manager);
+		/* An emulated region is never one of several. */
+		result->basis = manager_region_get_basis(r->parts[0].region);
 	else
 		describe_answer(part->region, result->answer, result->detail);
 	withdraw(r);

@@ -70,6 +70,9 @@ static void test_nothing(void **state)
 	start_watched();
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
+	/* It watches the disks of regions, not the one that the file is on. */
+	assert_string_equal(manager_get_basis(manager), "watched");
+	assert_string_equal(a.result.basis, "own-flush");
 }
 
 /* However many other disks fail, nobody scans for regions because of it. */
