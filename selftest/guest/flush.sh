@@ -62,24 +62,25 @@ check "write through: not durable, the region either" not pmemctl flush region0
 echo "write back" >/sys/block/pmem0/queue/write_cache
 check "write back again: durable" wait_until 10 pmemctl flush /mnt
 
-# A change in mid-flush: the flush may not have reached the host. Newer kernels hold the change back until it has.
-vm fsync hang 1 r0
-pmemctl flush region0 >"$work/changed" 2>&1 &
-flush=$!
-vm fsync wait-hung r0 >/dev/null
-echo "write through" >/sys/block/pmem0/queue/write_cache &
+# A change in mid-flush: the flush may not have reached the host. Newer kernels hold the change back until the flush has
+# ended, and 7.x whoever reads the attribute too.
 text="write through in mid-flush: unknown, though the call succeeded"
-if wait_until 3 grep -q through /sys/block/pmem0/queue/write_cache; then
+case $(uname -r) in
+6.1.*)
+	vm fsync hang 1 r0
+	pmemctl flush region0 >"$work/changed" 2>&1 &
+	vm fsync wait-hung r0 >/dev/null
+	echo "write through" >/sys/block/pmem0/queue/write_cache
 	vm fsync release r0
-	wait $flush
+	wait $!
 	check_equal "$text" $? 4
-else
-	vm fsync release r0
+	echo "write back" >/sys/block/pmem0/queue/write_cache
+	check "and durable after that" wait_until 10 pmemctl flush region0
+	;;
+*)
 	skip "$text" "a kernel that lets it change in mid-flush"
-fi
-wait
-echo "write back" >/sys/block/pmem0/queue/write_cache
-check "and durable after that" wait_until 10 pmemctl flush region0
+	;;
+esac
 
 # Where it isn't ours to say
 check_status 7 "a path on ordinary storage" pmemctl flush /dev/shm
