@@ -296,6 +296,38 @@ int region_classify(struct region *r)
 	return 0;
 }
 
+/* The first by name of those that could be taken for it: itself, if there is no other. */
+static struct region *find_original(struct region **regions, unsigned int n, struct region *r)
+{
+	struct region *first = r;
+
+	for (unsigned int i = 0; i < n; i++)
+		if (region_can_flush(regions[i]) && strcmp(regions[i]->identity, r->identity) == 0 &&
+		    strverscmp(regions[i]->name, first->name) < 0)
+			first = regions[i];
+	return first;
+}
+
+int region_refuse_copies(struct region **regions, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		struct region *r = regions[i], *original = find_original(regions, n, r);
+		int e;
+
+		if (!region_can_flush(r) || original == r)
+			continue;
+		r->method = REGION_METHOD_IMPOSSIBLE;
+		r->flush_namespace = NULL;
+		e = evidence(r,
+			     "%s has the same UUID as %s, as copies of one image do: the agent can't tell their losses "
+			     "apart, so it flushes %s only; take one of them away",
+			     r->name, original->name, original->name);
+		if (e < 0)
+			return e;
+	}
+	return 0;
+}
+
 bool region_has_device(const struct region *r, dev_t devnum, bool character)
 {
 	for (unsigned int i = 0; devnum && i < r->n_namespaces; i++) {

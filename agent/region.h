@@ -95,6 +95,12 @@ DEFINE_CLEANUP(struct region *, region_free)
 int region_classify(struct region *r);
 
 /*
+ * Of regions with the same UUIDs, as copies of one image are, only the first by name can be flushed: their pages, and so
+ * their losses and rounds in flight, could not be told apart. Call it for all that were classified. 0 or -ENOMEM.
+ */
+int region_refuse_copies(struct region **regions, unsigned int n);
+
+/*
  * Whether a device is one of its namespaces'. `character`: a device-dax. Numbers of block and character devices are
  * two sets that overlap: 252:0 may be both dax0.0 and an ordinary disk.
  */

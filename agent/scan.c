@@ -197,7 +197,7 @@ static int scan_context(struct ndctl_ctx *ctx, struct region_list *list)
 			list->n_regions++;
 		}
 	}
-	return 0;
+	return region_refuse_copies(list->regions, list->n_regions);
 }
 
 int scan_regions(struct region_list *ret)

@@ -240,6 +240,32 @@ static void test_identity(void **state)
 	assert_string_equal(r->identity, "uuid:" UUID "," UUID);
 }
 
+static void test_copies(void **state)
+{
+	_cleanup_(region_freep) struct region *a = region_of("virtio-pmem"), *b = region_of("virtio-pmem"),
+					      *c = region_of("virtio-pmem"), *other = region_of("virtio-pmem");
+	struct region *all[] = { c, other, b, a };
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(all); i++) {
+		strcpy(add_namespace(all[i], NAMESPACE_MODE_FSDAX, "pmem0", true)->uuid,
+		       all[i] == other ? "5f0ff3e6-2a30-4ee4-b8ea-5a1a0ccae8b5"
+				       : "6a1ff3e6-2a30-4ee4-b8ea-5a1a0ccae8b5");
+		assert_int_equal(region_classify(all[i]), 0);
+	}
+	strcpy(a->name, "region2");
+	strcpy(b->name, "region10");
+	strcpy(c->name, "region11");
+	strcpy(other->name, "region1");
+
+	assert_int_equal(region_refuse_copies(all, ARRAY_SIZE(all)), 0);
+	assert_true(region_can_flush(a) && region_can_flush(other));
+	assert_int_equal(b->method, REGION_METHOD_IMPOSSIBLE);
+	assert_int_equal(c->method, REGION_METHOD_IMPOSSIBLE);
+	assert_null(b->flush_namespace);
+	assert_evidence(b, "same UUID as region2");
+	assert_evidence(c, "same UUID as region2");
+}
+
 static void test_has_device(void **state)
 {
 	_cleanup_(region_freep) struct region *r = region_of("virtio-pmem");
@@ -357,6 +383,7 @@ int main(void)
 	    cmocka_unit_test(test_others),
 	    cmocka_unit_test(test_emulated),
 	    cmocka_unit_test(test_identity),
+	    cmocka_unit_test(test_copies),
 	    cmocka_unit_test(test_has_device),
 	    cmocka_unit_test(test_equal),
 	    cmocka_unit_test(test_classify_again),
