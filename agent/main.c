@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
@@ -135,6 +137,31 @@ static int set_up_event(struct agent *a)
 	return r < 0 ? r : 0;
 }
 
+/*
+ * One agent at a time has the pages, and takes from the trace instance what nobody else sees then. The name on the bus
+ * comes too late for that. Held until the end of this process.
+ */
+static int lock_runtime_dir(void)
+{
+	int fd;
+
+	if (mkdir(runtime_dir, 0755) < 0 && errno != EEXIST)
+		return -errno;
+	fd = open(runtime_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		int r = -errno;
+
+		if (r == -EWOULDBLOCK)
+			log_daemon(LOG_ERR, LOG_EVENT_NONE, "another pmem-agent is running, with its pages in %s",
+				   runtime_dir);
+		safe_close(fd);
+		return r;
+	}
+	return 0;
+}
+
 static int start(struct agent *a)
 {
 	struct conf *conf;
@@ -145,9 +172,9 @@ static int start(struct agent *a)
 		return r;
 	}
 	report_problems(conf);
-	if (mkdir(runtime_dir, 0755) < 0 && errno != EEXIST)
-		return -errno;
-	r = set_up_event(a);
+	r = lock_runtime_dir();
+	if (r >= 0)
+		r = set_up_event(a);
 	if (r < 0) {
 		conf_free(conf);
 		return r;
