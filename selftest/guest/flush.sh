@@ -5,6 +5,9 @@
 
 check "the service starts" start_agent
 check "the host is greeted" vm host wait '"pmem-agent".*"region0".*"method":"block"' --timeout 30
+before=$(vm fsync count r0)
+check "the region by name" pmemctl flush region0
+check_equal "is one host flush" "$(($(vm fsync count r0) - before))" 1
 check "ext4 with DAX is mounted" mkdax "$(vm dev r0)" /mnt
 check "pmemctl list names the region, its method and why" pmemctl list
 check_output "and says block" 'region0.*virtio-pmem.*block'
@@ -33,9 +36,6 @@ check "and the host reads DURABLE" vm host wait '"DURABLE"' --since "$since" --t
 before=$(vm fsync count r0)
 check "one file" pmemctl flush /mnt/file
 check "reaches the host" test "$(vm fsync count r0)" -gt "$before"
-before=$(vm fsync count r0)
-check "the region by name" pmemctl flush region0
-check_equal "is one host flush" "$(($(vm fsync count r0) - before))" 1
 check "all regions" pmemctl flush --all
 check "JSON for scripts" sh -c 'pmemctl flush --json /mnt | python3 -m json.tool'
 
