@@ -408,6 +408,10 @@ static int adopt(struct manager_region *mr)
 		round_lose(mr, EIO, FLUSH_ORIGIN_OVERRUN);
 	__atomic_store_n(&page->agent.reading, 0, __ATOMIC_RELEASE);
 
+	/* A failure that the worker has written of is one, whatever it hangs in now. */
+	if (page->worker.failed > page->agent.failed_seen)
+		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
+
 	fd = worker_find(page);
 	if (fd == -ESRCH) {
 		settle_page(mr);

@@ -115,6 +115,20 @@ static void test_alive_in_flight(void **state)
 	assert_true(page->agent.loss == 1);
 }
 
+/* The failure is told although the worker hangs in what came after. */
+static void test_alive_after_failure(void **state)
+{
+	pid_t pid = leave_hanging_worker();
+
+	page->worker.error = EIO;
+	page->worker.failed = page->worker.done = 1;
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	kill_and_wait(pid);
+	settle();
+	assert_true(page->agent.loss == 1);
+}
+
 static void test_alive_then_confirmed(void **state)
 {
 	struct answer_of a, b;
@@ -260,6 +274,7 @@ int main(void)
 		TEST(test_epoch_and_rounds_go_on),
 		TEST(test_dead_in_flight),
 		TEST(test_alive_in_flight),
+		TEST(test_alive_after_failure),
 		TEST(test_alive_then_confirmed),
 		TEST(test_late_failure),
 		TEST(test_failure_nobody_was_told),
