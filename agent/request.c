@@ -74,44 +74,6 @@ static int check_method(const struct region *region, char detail[static MOUNT_DE
 	return PMEM_AGENT_IMPOSSIBLE;
 }
 
-/*
- * The regions below the target. `answer` is what mount.c said: a filesystem that it refuses is refused as such only
- * if there is a region below it.
- */
-static int find_parts(struct request *r, int answer, char detail[static MOUNT_DETAIL_MAX])
-{
-	const struct leaf *other = NULL;
-
-	for (unsigned int i = 0; i < r->target.n_leaves; i++) {
-		struct manager_region *mr =
-		    manager_find_device(r->manager, r->target.leaves[i].devnum, r->target.leaves[i].character);
-
-		if (mr)
-			r->parts[r->n_parts++] = (struct part){ .request = r, .region = mr };
-		else
-			other = &r->target.leaves[i];
-	}
-
-	if (r->n_parts == 0 && (other || answer == 0)) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is on %s, which is no persistent memory", r->target.source,
-			 other ? other->name : "no device");
-		return PMEM_AGENT_ORDINARY;
-	}
-	if (answer != 0)
-		return answer;
-	if (other) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is partly on %s, which is no persistent memory",
-			 r->target.source, other->name);
-		return PMEM_AGENT_MIXED;
-	}
-	for (unsigned int i = 0; i < r->n_parts; i++) {
-		answer = check_method(r->parts[i].region->region, detail);
-		if (answer != 0)
-			return answer;
-	}
-	return 0;
-}
-
 static int describe_refusal(const struct manager_region *mr, int answer, char detail[static MOUNT_DETAIL_MAX])
 {
 	const char *name = mr->region->name;
@@ -129,6 +91,51 @@ static int describe_refusal(const struct manager_region *mr, int answer, char de
 		break;
 	}
 	return answer;
+}
+
+/*
+ * The regions below the target. `answer` is what mount.c said: a filesystem that it refuses is refused as such only
+ * if there is a region below it.
+ */
+static int find_parts(struct request *r, int answer, char detail[static MOUNT_DETAIL_MAX])
+{
+	const struct leaf *other = NULL;
+	struct flush_status status;
+
+	for (unsigned int i = 0; i < r->target.n_leaves; i++) {
+		struct manager_region *mr =
+		    manager_find_device(r->manager, r->target.leaves[i].devnum, r->target.leaves[i].character);
+
+		if (mr)
+			r->parts[r->n_parts++] = (struct part){ .request = r, .region = mr };
+		else
+			other = &r->target.leaves[i];
+	}
+
+	if (r->n_parts == 0 && (other || answer == 0)) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is on %s, which is no persistent memory", r->target.source,
+			 other ? other->name : "no device");
+		return PMEM_AGENT_ORDINARY;
+	}
+	/* A failure often sets the filesystem read-only: that is no news then. */
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		manager_region_get_status(r->parts[i].region, &status);
+		if (status.loss.number > 0)
+			return describe_refusal(r->parts[i].region, PMEM_AGENT_LOST, detail);
+	}
+	if (answer != 0)
+		return answer;
+	if (other) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is partly on %s, which is no persistent memory",
+			 r->target.source, other->name);
+		return PMEM_AGENT_MIXED;
+	}
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		answer = check_method(r->parts[i].region->region, detail);
+		if (answer != 0)
+			return answer;
+	}
+	return 0;
 }
 
 /* All parts queue up, or none does. */
