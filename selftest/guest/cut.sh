@@ -15,7 +15,7 @@ with open(sys.argv[1], "r+b") as f, mmap.mmap(f.fileno(), 4096) as m:
 
 start_agent
 if [ ! -e /root/phase ]; then
-	mkfs.ext4 -q -F -b 4096 "$(vm dev r0)"
+	mkext4 "$(vm dev r0)"
 	# No commit of the journal on its own: it would flush what the control must not have flushed.
 	mount -o dax=always,commit=300 "$(vm dev r0)" /mnt
 	fallocate -l 4096 /mnt/flushed

@@ -40,7 +40,7 @@ half=65536
 truncate -s 64M /tmp/disk
 disk=$(losetup --show -f /tmp/disk)
 printf '0 %d linear %s 0\n%d %d linear %s 0\n' $half "$(vm dev r0)" $half 65536 "$disk" | dmsetup create mixed
-mkfs.ext4 -q -F -b 4096 /dev/mapper/mixed
+mkext4 /dev/mapper/mixed
 mount /dev/mapper/mixed /mnt
 check_status 8 "device-mapper over a region and a disk: mixed" pmemctl flush /mnt
 check_output "names the disk" "$(basename "$disk")"
@@ -48,7 +48,7 @@ umount /mnt
 dmsetup remove mixed
 
 printf '0 %d linear %s 0\n%d %d linear %s 0\n' $half "$(vm dev r0)" $half $half "$(vm dev r4)" | dmsetup create both
-mkfs.ext4 -q -F -b 4096 /dev/mapper/both
+mkext4 /dev/mapper/both
 mount /dev/mapper/both /mnt
 a=$(vm fsync count r0) b=$(vm fsync count r4)
 check "device-mapper over two regions" pmemctl flush /mnt

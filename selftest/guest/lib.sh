@@ -85,11 +85,16 @@ start_agent() {
 	systemctl "${1:-start}" pmem-agent
 }
 
+# Lazy initialisation would go on after the mount, with host flushes of its own.
+mkext4() {
+	mkfs.ext4 -q -F -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 "$@"
+}
+
 # mkdax DEVICE MOUNT_POINT [ext4|xfs]
 mkdax() {
 	mkdir -p "$2"
 	case ${3:-ext4} in
-	ext4) mkfs.ext4 -q -F -b 4096 "$1" && mount -o dax=always "$1" "$2" ;;
+	ext4) mkext4 "$1" && mount -o dax=always "$1" "$2" ;;
 	xfs) mkfs.xfs -q -f -m reflink=0 "$1" && mount -o dax=always "$1" "$2" ;;
 	esac
 }
