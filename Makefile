@@ -48,11 +48,12 @@ main-pmem-agent := agent/main.c
 main-pmemctl := agent/pmemctl.c
 sources := $(filter-out $(foreach m,$(mains),$(main-$(m))),$(wildcard agent/*.c))
 tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
+simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 
 objects := $(sources:%.c=$(build)/%.o)
 programs := $(mains:%=$(build)/%)
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd))
-test-programs := $(tests:%=$(build)/%)
+test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%)
 
 all: $(programs) $(manuals)
 
@@ -74,6 +75,11 @@ $(programs):
 $(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
+
+# A simulator sees what makes no system call, and links nothing else.
+$(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
+	$(say) LD $@
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^
 
 $(manuals): $(build)/%: %.scd $(build)/.deps-ok
 	$(say) MAN $@
@@ -172,7 +178,11 @@ check-fast: tests
 check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
-	$(Q)$(run-tests) unit asan machine guest
+	$(Q)$(run-tests) unit asan sim machine guest
+
+# Schedules that nobody has seen yet; it names the first, from which it can be repeated.
+soak: $(build)/sim-flush
+	$(Q)$< --events 1000000000 --first $$(date +%s%N)
 
 demo: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -195,6 +205,7 @@ define help-text
 make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
 make check                 all tests, the guests' included; begins with make deps
+make soak                  the flush engine through 10^9 random events, a few minutes
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
 make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
@@ -208,6 +219,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast demo clean deps install uninstall format help
+.PHONY: all tests check check-fast soak demo clean deps install uninstall format help
 .SECONDARY:
 -include $(objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)

@@ -19,6 +19,7 @@ struct bus_call {
 	sd_bus_message *message;
 	struct request *request; /* NULL while polkit is asked */
 	struct polkit *polkit;
+	struct flush_caller caller;
 	char *path, *region; /* what polkit is asked for: one of them */
 	TAILQ_ENTRY(bus_call) entry;
 };
@@ -216,7 +217,7 @@ int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, enum mount_scope
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (copy < 0)
 		return call_begun(call, -errno, detail, error);
-	r = manager_flush_fd(b->manager, copy, scope, on_request_done, call, &call->request, detail);
+	r = manager_flush_fd(b->manager, copy, scope, &call->caller, on_request_done, call, &call->request, detail);
 	if (r == 0)
 		bus_keep_copy(b, fd);
 	return call_begun(call, r, detail, error);
@@ -228,9 +229,10 @@ static int call_flush(struct bus_call *call, char detail[static MOUNT_DETAIL_MAX
 	struct manager_region *mr;
 
 	if (call->path)
-		return manager_flush_path(m, call->path, on_request_done, call, &call->request, detail);
+		return manager_flush_path(m, call->path, &call->caller, on_request_done, call, &call->request, detail);
 	mr = manager_find_region(m, call->region);
-	return mr ? manager_flush_region(m, mr, on_request_done, call, &call->request, detail) : PMEM_AGENT_GONE;
+	return mr ? manager_flush_region(m, mr, &call->caller, on_request_done, call, &call->request, detail)
+		  : PMEM_AGENT_GONE;
 }
 
 static void on_authorized(enum pmem_agent_answer answer, const char *reason, void *userdata)

@@ -5,9 +5,20 @@
 
 #include "flush.h"
 
+/* A uid with requests that wait. */
+struct client {
+	uid_t uid;
+	unsigned int n_waiting;
+	LIST_ENTRY(client) entry;
+};
+
+LIST_HEAD(client_list, client);
+
 struct waiter {
 	void *owner;
 	struct flush_target target;
+	struct client *client;  /* until it is answered */
+	uint64_t deadline_usec; /* UINT64_MAX: none */
 	enum pmem_agent_answer answer;
 	int error;
 	uint64_t round, durable_usec;
@@ -23,21 +34,36 @@ struct flush {
 	struct waiter_list joined;  /* the round in flight */
 	struct waiter_list answered;
 	unsigned int n_waiting; /* on `waiting` and `joined` */
+	uint64_t deadline_usec; /* none of theirs is earlier */
 
-	enum flush_state state;
-	bool adopted; /* what is in flight is not ours */
+	unsigned int quota;
+	struct client_list clients, unused_clients;
+
+	/* Callers that a round answered together tend to come back together, just after the next one has begun. */
+	struct {
+		bool on;
+		unsigned int missing; /* of those just answered */
+		uint64_t until_usec;  /* CLOCK_MONOTONIC */
+		uint64_t usual_usec;  /* running mean of the rounds for the region */
+	} gather;
+
+	enum flush_state state; /* never FLUSH_GATHERING */
+	bool adopted;           /* what is in flight is not ours */
 	bool gone;
 	bool latched;
 	uint64_t started, epoch, epoch_usec;
-	uint64_t in_flight_usec;
+	struct flush_time in_flight; /* when it began */
 	struct flush_loss loss;
 
-	struct waiter waiters[];
+	struct {
+		struct waiter waiter;
+		struct client client;
+	} slots[];
 };
 
-struct flush *flush_new(unsigned int depth, uint64_t started, uint64_t epoch)
+struct flush *flush_new(unsigned int depth, unsigned int quota, uint64_t started, uint64_t epoch)
 {
-	struct flush *f = calloc(1, sizeof(*f) + depth * sizeof(f->waiters[0]));
+	struct flush *f = calloc(1, sizeof(*f) + depth * sizeof(f->slots[0]));
 
 	if (!f)
 		return NULL;
@@ -46,8 +72,14 @@ struct flush *flush_new(unsigned int depth, uint64_t started, uint64_t epoch)
 	TAILQ_INIT(&f->waiting);
 	TAILQ_INIT(&f->joined);
 	TAILQ_INIT(&f->answered);
-	for (unsigned int i = 0; i < depth; i++)
-		TAILQ_INSERT_TAIL(&f->unused, &f->waiters[i], entry);
+	LIST_INIT(&f->clients);
+	LIST_INIT(&f->unused_clients);
+	for (unsigned int i = 0; i < depth; i++) {
+		TAILQ_INSERT_TAIL(&f->unused, &f->slots[i].waiter, entry);
+		LIST_INSERT_HEAD(&f->unused_clients, &f->slots[i].client, entry);
+	}
+	f->quota = quota;
+	f->deadline_usec = UINT64_MAX;
 	f->started = started;
 	f->epoch = epoch;
 	return f;
@@ -59,65 +91,133 @@ struct flush *flush_free(struct flush *f)
 	return NULL;
 }
 
+static void leave(struct flush *f, struct waiter_list *list, struct waiter *w)
+{
+	TAILQ_REMOVE(list, w, entry);
+	if (--f->n_waiting == 0)
+		f->deadline_usec = UINT64_MAX;
+	if (--w->client->n_waiting == 0) {
+		LIST_REMOVE(w->client, entry);
+		LIST_INSERT_HEAD(&f->unused_clients, w->client, entry);
+	}
+}
+
 static void answer_waiter(struct flush *f, struct waiter_list *list, struct waiter *w, enum pmem_agent_answer answer,
 			  int error)
 {
-	TAILQ_REMOVE(list, w, entry);
-	f->n_waiting--;
+	leave(f, list, w);
 	w->answer = answer;
 	w->error = error;
 	w->round = f->started;
-	w->durable_usec = f->in_flight_usec;
+	w->durable_usec = f->in_flight.realtime;
 	TAILQ_INSERT_TAIL(&f->answered, w, entry);
 }
 
-static void answer_list(struct flush *f, struct waiter_list *list, enum pmem_agent_answer answer, int error)
+static unsigned int answer_list(struct flush *f, struct waiter_list *list, enum pmem_agent_answer answer, int error)
 {
 	struct waiter *w;
+	unsigned int n = 0;
 
-	while ((w = TAILQ_FIRST(list)))
+	for (; (w = TAILQ_FIRST(list)); n++)
 		answer_waiter(f, list, w, answer, error);
+	return n;
 }
 
-int flush_arrive(struct flush *f, const struct flush_target *target, void *owner)
+static struct client *find_client(struct flush *f, uid_t uid)
 {
-	struct waiter *w;
+	struct client *c;
+
+	LIST_FOREACH(c, &f->clients, entry)
+	if (c->uid == uid)
+		return c;
+	return NULL;
+}
+
+/* There is one as long as there is an unused waiter: no more uids wait than requests. */
+static struct client *new_client(struct flush *f, uid_t uid)
+{
+	struct client *c = LIST_FIRST(&f->unused_clients);
+
+	LIST_REMOVE(c, entry);
+	*c = (struct client){ .uid = uid };
+	LIST_INSERT_HEAD(&f->clients, c, entry);
+	return c;
+}
+
+int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner)
+{
+	struct waiter *w = TAILQ_FIRST(&f->unused);
+	struct client *c = find_client(f, caller->uid);
 
 	if (f->latched)
 		return PMEM_AGENT_LOST;
 	if (f->gone)
 		return PMEM_AGENT_GONE;
-	w = TAILQ_FIRST(&f->unused);
-	if (!w)
+	if (!w || (c && c->n_waiting >= f->quota))
 		return PMEM_AGENT_BUSY;
 
 	TAILQ_REMOVE(&f->unused, w, entry);
-	*w = (struct waiter){ .owner = owner, .target = *target };
+	*w = (struct waiter){
+		.owner = owner,
+		.target = *target,
+		.client = c ?: new_client(f, caller->uid),
+		.deadline_usec = caller->deadline_usec ?: UINT64_MAX,
+	};
 	TAILQ_INSERT_TAIL(&f->waiting, w, entry);
+	w->client->n_waiting++;
 	f->n_waiting++;
+	if (w->deadline_usec < f->deadline_usec)
+		f->deadline_usec = w->deadline_usec;
+	if (target->scope == FLUSH_REGION && f->gather.missing > 0)
+		f->gather.missing--;
 	return 0;
 }
 
-static bool forget_in(struct flush *f, struct waiter_list *list, void *owner)
+static struct waiter *find_waiter(struct waiter_list *list, const void *owner)
 {
 	struct waiter *w;
 
-	TAILQ_FOREACH (w, list, entry) {
-		if (w->owner != owner)
-			continue;
-		TAILQ_REMOVE(list, w, entry);
-		TAILQ_INSERT_TAIL(&f->unused, w, entry);
-		return true;
-	}
-	return false;
+	TAILQ_FOREACH (w, list, entry)
+		if (w->owner == owner)
+			return w;
+	return NULL;
 }
 
 void flush_forget(struct flush *f, void *owner)
 {
-	if (forget_in(f, &f->waiting, owner) || forget_in(f, &f->joined, owner))
-		f->n_waiting--;
+	struct waiter *w;
+
+	if ((w = find_waiter(&f->waiting, owner)))
+		leave(f, &f->waiting, w);
+	else if ((w = find_waiter(&f->joined, owner)))
+		leave(f, &f->joined, w);
+	else if ((w = find_waiter(&f->answered, owner)))
+		TAILQ_REMOVE(&f->answered, w, entry);
 	else
-		forget_in(f, &f->answered, owner);
+		return;
+	TAILQ_INSERT_TAIL(&f->unused, w, entry);
+}
+
+static void expire_in(struct flush *f, struct waiter_list *list, uint64_t now)
+{
+	struct waiter *w, *next;
+
+	for (w = TAILQ_FIRST(list); w; w = next) {
+		next = TAILQ_NEXT(w, entry);
+		if (w->deadline_usec <= now)
+			answer_waiter(f, list, w, PMEM_AGENT_TIMEOUT, ETIMEDOUT);
+		else if (w->deadline_usec < f->deadline_usec)
+			f->deadline_usec = w->deadline_usec;
+	}
+}
+
+static void expire(struct flush *f, uint64_t now)
+{
+	if (now < f->deadline_usec)
+		return;
+	f->deadline_usec = UINT64_MAX;
+	expire_in(f, &f->joined, now);
+	expire_in(f, &f->waiting, now);
 }
 
 /*
@@ -130,7 +230,7 @@ static bool serves(const struct flush_target *of, const struct flush_target *wan
 	return of->scope == FLUSH_REGION && wanted->scope == FLUSH_REGION;
 }
 
-static void start(struct flush *f, uint64_t now, struct flush_action *ret)
+static void start(struct flush *f, struct flush_time now, struct flush_action *ret)
 {
 	struct waiter *first = TAILQ_FIRST(&f->waiting), *w, *next;
 
@@ -141,7 +241,9 @@ static void start(struct flush *f, uint64_t now, struct flush_action *ret)
 		.target = first->target,
 	};
 	f->state = FLUSH_IN_FLIGHT;
-	f->in_flight_usec = now;
+	f->in_flight = now;
+	f->gather.on = false;
+	f->gather.missing = 0;
 
 	for (w = first; w; w = next) {
 		next = TAILQ_NEXT(w, entry);
@@ -152,10 +254,27 @@ static void start(struct flush *f, uint64_t now, struct flush_action *ret)
 	}
 }
 
-bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret)
+/* `n` have been answered by a round that others could join. */
+static void gather(struct flush *f, unsigned int n, uint64_t now)
 {
-	struct waiter *w = TAILQ_FIRST(&f->answered);
+	uint64_t took = now - f->in_flight.monotonic, usual = f->gather.usual_usec;
+	const struct waiter *next = TAILQ_FIRST(&f->waiting);
 
+	usual = usual ? (7 * usual + took) / 8 : took;
+	f->gather.usual_usec = usual;
+	if (n > 1 || (n == 1 && next && next->target.scope == FLUSH_REGION)) {
+		f->gather.missing = n;
+		usual /= FLUSH_GATHER_SHARE;
+		f->gather.until_usec = now + (usual < FLUSH_GATHER_MAX_USEC ? usual : FLUSH_GATHER_MAX_USEC);
+	}
+}
+
+bool flush_next(struct flush *f, struct flush_time now, struct flush_action *ret)
+{
+	struct waiter *w;
+
+	expire(f, now.monotonic);
+	w = TAILQ_FIRST(&f->answered);
 	if (w) {
 		*ret = (struct flush_action){
 			.type = FLUSH_ACT_ANSWER,
@@ -171,21 +290,49 @@ bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret)
 	}
 
 	/* A latched or removed region has answered all that waited. */
-	if (f->state != FLUSH_IDLE || TAILQ_EMPTY(&f->waiting))
+	w = TAILQ_FIRST(&f->waiting);
+	if (f->state != FLUSH_IDLE || !w)
+		return false;
+	f->gather.on = w->target.scope == FLUSH_REGION && f->gather.missing > 0 && now.monotonic < f->gather.until_usec;
+	if (f->gather.on)
 		return false;
 	start(f, now, ret);
 	return true;
+}
+
+static bool is_gathering(const struct flush *f)
+{
+	return f->state == FLUSH_IDLE && f->gather.on && !TAILQ_EMPTY(&f->waiting);
+}
+
+uint64_t flush_get_wakeup(const struct flush *f)
+{
+	return is_gathering(f) && f->gather.until_usec < f->deadline_usec ? f->gather.until_usec : f->deadline_usec;
 }
 
 static void land(struct flush *f)
 {
 	f->state = FLUSH_IDLE;
 	f->adopted = false;
-	f->in_flight_usec = 0;
+	f->in_flight = (struct flush_time){};
+}
+
+/* The requests of the round in flight are told of it. */
+static void confirm(struct flush *f, uint64_t now)
+{
+	const struct waiter *first = TAILQ_FIRST(&f->joined);
+	bool joinable = first && first->target.scope == FLUSH_REGION;
+	unsigned int n;
+
+	f->epoch = f->started;
+	f->epoch_usec = f->in_flight.realtime;
+	n = answer_list(f, &f->joined, PMEM_AGENT_DURABLE, 0);
+	if (joinable)
+		gather(f, n, now);
 }
 
 void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error, enum flush_origin origin,
-		uint64_t now)
+		struct flush_time now)
 {
 	if (f->state == FLUSH_IDLE || f->adopted || round != f->started)
 		return;
@@ -194,15 +341,14 @@ void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, 
 	 * A region that was latched while the round was in flight has answered its waiters; whatever the round
 	 * returned after that proves nothing, so the epoch stays.
 	 */
-	if (answer == PMEM_AGENT_LOST) {
-		flush_lose(f, error, origin, now);
-	} else if (!f->latched) {
-		if (answer == PMEM_AGENT_DURABLE) {
-			f->epoch = f->started;
-			f->epoch_usec = f->in_flight_usec;
-		}
+	if (answer == PMEM_AGENT_LOST)
+		flush_lose(f, error, origin, now.realtime);
+	else if (f->latched)
+		;
+	else if (answer == PMEM_AGENT_DURABLE)
+		confirm(f, now.monotonic);
+	else
 		answer_list(f, &f->joined, answer, error);
-	}
 	land(f);
 }
 
@@ -210,7 +356,7 @@ void flush_adopt(struct flush *f, uint64_t started_usec)
 {
 	f->state = FLUSH_STALLED;
 	f->adopted = true;
-	f->in_flight_usec = started_usec;
+	f->in_flight.realtime = started_usec;
 }
 
 void flush_adopted(struct flush *f, uint64_t started)
@@ -224,6 +370,8 @@ void flush_adopted(struct flush *f, uint64_t started)
 
 void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t now)
 {
+	struct waiter *w;
+
 	/*
 	 * Every loss gets a number of its own, also while the region is latched: who acknowledges the one before it
 	 * may have rewritten the data just before this one took it away again.
@@ -236,6 +384,12 @@ void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t n
 		.round = f->started,
 		.usec = now,
 	};
+	TAILQ_FOREACH (w, &f->answered, entry) {
+		if (w->answer == PMEM_AGENT_DURABLE) {
+			w->answer = PMEM_AGENT_LOST;
+			w->error = error;
+		}
+	}
 	answer_list(f, &f->joined, PMEM_AGENT_LOST, error);
 	answer_list(f, &f->waiting, PMEM_AGENT_LOST, error);
 }
@@ -263,12 +417,12 @@ void flush_gone(struct flush *f)
 void flush_get_status(const struct flush *f, struct flush_status *ret)
 {
 	*ret = (struct flush_status){
-		.state = f->state,
+		.state = is_gathering(f) ? FLUSH_GATHERING : f->state,
 		.gone = f->gone,
 		.started = f->started,
 		.epoch = f->epoch,
 		.epoch_usec = f->epoch_usec,
-		.in_flight_usec = f->in_flight_usec,
+		.in_flight_usec = f->in_flight.realtime,
 		.waiting = f->n_waiting,
 	};
 	if (f->latched)
@@ -302,6 +456,7 @@ const char *flush_status_to_string(const struct flush_status *status)
 {
 	static const char *const names[N_FLUSH_STATES] = {
 		[FLUSH_IDLE] = "idle",
+		[FLUSH_GATHERING] = "gathering",
 		[FLUSH_IN_FLIGHT] = "in-flight",
 		[FLUSH_STALLED] = "stalled",
 	};

@@ -7,16 +7,32 @@
  *
  * The rule it keeps: a request is answered durable only by a round that started after the request arrived, for the
  * same target, and that the host confirmed. At most one round is in flight.
+ *
+ * How long one waits: for the rest of the round in flight, then for the rounds of the file and filesystem requests that
+ * came before it (or, where region requests wait already, before the first of those, whose round it joins unless that
+ * one leaves), then for its own. So a region request waits for two rounds where nobody asks for files. Before a round
+ * for the region there may be a pause, so that those just answered can come back and share it: at most
+ * FLUSH_GATHER_MAX_USEC and one FLUSH_GATHER_SHARE-th of such a round as it usually takes, counted from the end of the
+ * last one. Who is alone never waits for others.
  */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "lib/wire.h"
 #include "util.h"
 
 struct flush;
+
+#define FLUSH_GATHER_MAX_USEC 1000
+#define FLUSH_GATHER_SHARE    4
+
+/* One moment, in microseconds: what is told to others, and what waits are measured by. */
+struct flush_time {
+	uint64_t realtime, monotonic;
+};
 
 /* What a round makes durable. A file for sync and for datasync are two targets. */
 enum flush_scope {
@@ -33,8 +49,15 @@ struct flush_target {
 	uint64_t inode;		/* of the file; 0 else */
 };
 
+/* Who asks, and for how long they wait. */
+struct flush_caller {
+	uid_t uid;		/* whose quota it takes from */
+	uint64_t deadline_usec;	/* CLOCK_MONOTONIC; 0: none */
+};
+
 enum flush_state {
 	FLUSH_IDLE,
+	FLUSH_GATHERING,	/* about to begin a round, when those answered by the last one are back */
 	FLUSH_IN_FLIGHT,
 	FLUSH_STALLED,		/* in flight for longer than the stall time, or under a worker of an agent before us */
 	N_FLUSH_STATES,
@@ -85,19 +108,28 @@ struct flush_action {
 	uint64_t durable_usec;			/* with PMEM_AGENT_DURABLE: when the round began, CLOCK_REALTIME */
 };
 
-/* `depth`: requests that may wait at a time. Rounds are numbered from `started` + 1. NULL: no memory. */
-struct flush *flush_new(unsigned int depth, uint64_t started, uint64_t epoch);
+/*
+ * `depth`: requests that may wait at a time; `quota`: those of one uid among them. Rounds are numbered from
+ * `started` + 1. NULL: no memory.
+ */
+struct flush *flush_new(unsigned int depth, unsigned int quota, uint64_t started, uint64_t epoch);
 struct flush *flush_free(struct flush *f);
 DEFINE_CLEANUP(struct flush *, flush_free)
 
 /* A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _BUSY, _GONE at once. */
-int flush_arrive(struct flush *f, const struct flush_target *target, void *owner);
+int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner);
 
 /* `owner` wants no answer any more (its client left). Its round goes on. */
 void flush_forget(struct flush *f, void *owner);
 
-/* The next thing to do; false if there is none. After FLUSH_ACT_START the round is in flight. `now`: CLOCK_REALTIME. */
-bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret);
+/*
+ * The next thing to do; false if there is none. After FLUSH_ACT_START the round is in flight. Who has waited until its
+ * deadline is answered PMEM_AGENT_TIMEOUT; its round goes on.
+ */
+bool flush_next(struct flush *f, struct flush_time now, struct flush_action *ret);
+
+/* When flush_next() will have something to do though nothing else happens, CLOCK_MONOTONIC; UINT64_MAX: never. */
+uint64_t flush_get_wakeup(const struct flush *f);
 
 /*
  * The round in flight has ended. `answer`: PMEM_AGENT_DURABLE confirms it; PMEM_AGENT_LOST latches the region and
@@ -105,7 +137,7 @@ bool flush_next(struct flush *f, uint64_t now, struct flush_action *ret);
  * requests alone. A round that is not the one in flight is ignored.
  */
 void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error, enum flush_origin origin,
-		uint64_t now);
+		struct flush_time now);
 
 /*
  * A worker of an agent before us still lives, so a round of its may be in flight: none of ours starts before
@@ -114,7 +146,10 @@ void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, 
 void flush_adopt(struct flush *f, uint64_t started_usec);
 void flush_adopted(struct flush *f, uint64_t started);
 
-/* A loss that no round of ours reported, or one found at start (`loss` as recorded). Every waiter is answered. */
+/*
+ * A loss that no round of ours reported, or one found at start (`loss` as recorded). Every waiter is answered, and who
+ * was to be told durable and has not been yet is told of the loss instead. `now`: CLOCK_REALTIME.
+ */
 void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t now);
 void flush_restore_loss(struct flush *f, const struct flush_loss *loss);
 
@@ -126,8 +161,13 @@ void flush_gone(struct flush *f);
 
 void flush_get_status(const struct flush *f, struct flush_status *ret);
 
+static inline bool flush_status_in_flight(const struct flush_status *status)
+{
+	return status->state == FLUSH_IN_FLIGHT || status->state == FLUSH_STALLED;
+}
+
 const char *flush_scope_to_string(enum flush_scope scope);
 const char *flush_origin_to_string(enum flush_origin origin);
 
-/* "idle", "in-flight", "stalled", or "lost" whatever else it is doing. */
+/* "idle", "gathering", "in-flight", "stalled", or "lost" whatever else it is doing. */
 const char *flush_status_to_string(const struct flush_status *status);

@@ -336,13 +336,14 @@ static struct host_flush *host_flush_new(struct host *h, unsigned int n_parts, s
 static int add_part(struct host_flush *f, struct manager_region *mr, const char *path,
 		    char detail[static MOUNT_DETAIL_MAX])
 {
+	static const struct flush_caller caller = { .uid = 0 };
 	struct host_part *part = &f->parts[f->n_parts];
 	struct manager *m = f->host->manager;
 	int r;
 
 	part->flush = f;
-	r = path ? manager_flush_path(m, path, on_flushed, part, &part->request, detail)
-		 : manager_flush_region(m, mr, on_flushed, part, &part->request, detail);
+	r = path ? manager_flush_path(m, path, &caller, on_flushed, part, &part->request, detail)
+		 : manager_flush_region(m, mr, &caller, on_flushed, part, &part->request, detail);
 	if (r != 0)
 		return r;
 	f->n_parts++;

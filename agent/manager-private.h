@@ -29,6 +29,7 @@ struct manager_region {
 	sd_event_source *adopted_source; /* pidfd of the worker of an agent before us */
 	sd_event_source *run_source;     /* deferred: takes the actions of `flush` */
 	sd_event_source *stall_source;
+	sd_event_source *wakeup_source; /* when `flush` has something to do by itself */
 
 	struct target target;          /* of the round in flight */
 	struct target last_target;     /* of the last round confirmed */
@@ -77,6 +78,7 @@ struct part {
 struct request {
 	struct manager *manager;
 	int fd; /* -1 once every part has begun, and where there is none */
+	struct flush_caller caller;
 	struct target target;
 	struct part parts[MOUNT_MAX_LEAVES];
 	unsigned int n_parts;

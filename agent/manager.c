@@ -350,6 +350,7 @@ static int on_stop_timer(sd_event_source *source, uint64_t usec, void *userdata)
 
 void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), void *userdata)
 {
+	const struct flush_caller caller = { .uid = getuid() };
 	struct manager_region *mr;
 	char detail[MOUNT_DETAIL_MAX];
 
@@ -359,7 +360,7 @@ void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), v
 	TAILQ_FOREACH (mr, &m->regions, entry) {
 		if (!mr->flush)
 			continue;
-		if (manager_flush_region(m, mr, on_stop_flush, mr, &mr->stop_request, detail) == 0)
+		if (manager_flush_region(m, mr, &caller, on_stop_flush, mr, &mr->stop_request, detail) == 0)
 			m->stop.waiting++;
 		else
 			m->stop.clean = false;

@@ -77,14 +77,16 @@ static int check_method(const struct region *region, char detail[static MOUNT_DE
 static int describe_refusal(const struct manager_region *mr, int answer, char detail[static MOUNT_DETAIL_MAX])
 {
 	const char *name = mr->region->name;
+	struct flush_status status;
 
+	manager_region_get_status(mr, &status);
 	switch (answer) {
 	case PMEM_AGENT_LOST:
 		round_describe_loss(mr, detail);
 		break;
 	case PMEM_AGENT_BUSY:
-		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait for %s already", mr->manager->conf->queue_depth,
-			 name);
+		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait for %s already, or too many of one user",
+			 status.waiting, name);
 		break;
 	case PMEM_AGENT_GONE:
 		snprintf(detail, MOUNT_DETAIL_MAX, "%s has been removed", name);
@@ -143,7 +145,7 @@ static int submit(struct request *r, char detail[static MOUNT_DETAIL_MAX])
 {
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		struct manager_region *mr = r->parts[i].region;
-		int answer = flush_arrive(mr->flush, &r->target.flush, &r->parts[i]);
+		int answer = flush_arrive(mr->flush, &r->target.flush, &r->caller, &r->parts[i]);
 
 		if (answer != 0) {
 			while (i-- > 0)
@@ -157,7 +159,8 @@ static int submit(struct request *r, char detail[static MOUNT_DETAIL_MAX])
 	return 0;
 }
 
-static struct request *request_new(struct manager *m, int fd, request_done_t done, void *userdata)
+static struct request *request_new(struct manager *m, int fd, const struct flush_caller *caller, request_done_t done,
+				   void *userdata)
 {
 	struct request *r = calloc(1, sizeof(*r));
 
@@ -165,6 +168,7 @@ static struct request *request_new(struct manager *m, int fd, request_done_t don
 		return NULL;
 	r->manager = m;
 	r->fd = fd;
+	r->caller = *caller;
 	r->done = done;
 	r->userdata = userdata;
 	return r;
@@ -198,10 +202,10 @@ static void target_region(const struct manager_region *mr, struct request *r)
 	r->parts[r->n_parts++] = (struct part){ .request = r, .region = (struct manager_region *)mr };
 }
 
-int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, request_done_t done, void *userdata,
-		     struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
+		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, fd, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, done, userdata);
 	struct manager_region *emulated;
 	int answer;
 
@@ -222,10 +226,10 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, request_
 	return finish_new(&r, answer, ret, detail);
 }
 
-int manager_flush_path(struct manager *m, const char *path, request_done_t done, void *userdata, struct request **ret,
-		       char detail[static MOUNT_DETAIL_MAX])
+int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,
+		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
 	int answer;
 
 	if (!r)
@@ -238,10 +242,11 @@ int manager_flush_path(struct manager *m, const char *path, request_done_t done,
 	return finish_new(&r, answer, ret, detail);
 }
 
-int manager_flush_region(struct manager *m, struct manager_region *mr, request_done_t done, void *userdata,
-			 struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+int manager_flush_region(struct manager *m, struct manager_region *mr, const struct flush_caller *caller,
+			 request_done_t done, void *userdata, struct request **ret,
+			 char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
 
 	if (!r)
 		return -ENOMEM;
@@ -283,6 +288,9 @@ static void describe_answer(const struct manager_region *mr, enum pmem_agent_ans
 {
 	if (answer == PMEM_AGENT_LOST || answer == PMEM_AGENT_GONE)
 		describe_refusal(mr, (int)answer, detail);
+	else if (answer == PMEM_AGENT_TIMEOUT)
+		snprintf(detail, MOUNT_DETAIL_MAX, "the host has not confirmed the flush of %s by your deadline",
+			 mr->region->name);
 	else
 		snprintf(detail, MOUNT_DETAIL_MAX, "%s", mr->detail);
 }

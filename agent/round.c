@@ -12,11 +12,19 @@
 #include "log.h"
 #include "manager-private.h"
 
+/* Requests of one user that may wait for a region: one of so many parts of the queue. */
+#define UID_SHARE 4
+
 /* There may be something to start or to answer: from the loop, not from within the call. */
 static void kick(struct manager_region *mr)
 {
 	if (mr->run_source)
 		sd_event_source_set_enabled(mr->run_source, SD_EVENT_ONESHOT);
+}
+
+static struct flush_time now(void)
+{
+	return (struct flush_time){ .realtime = now_usec(CLOCK_REALTIME), .monotonic = now_usec(CLOCK_MONOTONIC) };
 }
 
 static void status_of(const struct manager_region *mr, struct flush_status *ret)
@@ -128,7 +136,7 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 		}
 		watch_read(m, NULL);
 	}
-	flush_done(mr->flush, result->round, answer, error, origin, now_usec(CLOCK_REALTIME));
+	flush_done(mr->flush, result->round, answer, error, origin, now());
 	publish_loss(mr);
 	if (answer == PMEM_AGENT_LOST) {
 		lose_peers(mr, error);
@@ -168,7 +176,7 @@ static void end_worker(struct manager_region *mr)
 
 	release_worker(mr);
 	status_of(mr, &status);
-	if (status.state == FLUSH_IDLE)
+	if (!flush_status_in_flight(&status))
 		return;
 
 	result.round = status.started;
@@ -298,7 +306,7 @@ static void begin_round(struct manager_region *mr, const struct flush_action *ac
 		if (r < 0)
 			snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s",
 				 mr->region->name, strerrordesc_np(-r));
-		flush_done(mr->flush, action->round, answer, r < 0 ? -r : 0, FLUSH_ORIGIN_NONE, 0);
+		flush_done(mr->flush, action->round, answer, r < 0 ? -r : 0, FLUSH_ORIGIN_NONE, now());
 		return;
 	}
 
@@ -322,13 +330,23 @@ static int on_stall(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
+/* Deadlines, and the end of a pause before a round. */
+static void set_wakeup(struct manager_region *mr)
+{
+	uint64_t usec = flush_get_wakeup(mr->flush);
+
+	if (usec != UINT64_MAX)
+		sd_event_source_set_time(mr->wakeup_source, usec);
+	sd_event_source_set_enabled(mr->wakeup_source, usec != UINT64_MAX ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
+}
+
 static int on_run(sd_event_source *source, void *userdata)
 {
 	struct manager_region *mr = userdata;
 	struct flush_action action;
 	struct flush_status status;
 
-	while (flush_next(mr->flush, now_usec(CLOCK_REALTIME), &action)) {
+	while (flush_next(mr->flush, now(), &action)) {
 		switch (action.type) {
 		case FLUSH_ACT_START:
 			begin_round(mr, &action);
@@ -339,8 +357,10 @@ static int on_run(sd_event_source *source, void *userdata)
 		}
 	}
 
+	set_wakeup(mr);
+
 	status_of(mr, &status);
-	if (!mr->removed || (status.state != FLUSH_IDLE && mr->worker))
+	if (!mr->removed || (flush_status_in_flight(&status) && mr->worker))
 		return 0;
 	/* Its successor waits for the worker, whatever requests still refer to the region. */
 	release_worker(mr);
@@ -349,6 +369,11 @@ static int on_run(sd_event_source *source, void *userdata)
 		round_region_free(mr);
 	}
 	return 0;
+}
+
+static int on_wakeup(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	return on_run(NULL, userdata);
 }
 
 /* ---- a region joins and leaves ---- */
@@ -445,7 +470,8 @@ static int prepare(struct manager_region *mr)
 	started = mr->page->worker.started;
 	if (started < mr->page->agent.loss_round)
 		started = mr->page->agent.loss_round;
-	mr->flush = flush_new(m->conf->queue_depth, started, mr->page->agent.epoch);
+	mr->flush = flush_new(m->conf->queue_depth, 1 + (m->conf->queue_depth - 1) / UID_SHARE, started,
+			      mr->page->agent.epoch);
 	if (!mr->flush)
 		return -ENOMEM;
 	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
@@ -460,6 +486,12 @@ static int prepare(struct manager_region *mr)
 	if (r < 0)
 		return r;
 	r = sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
+	if (r < 0)
+		return r;
+	r = sd_event_add_time(m->event, &mr->wakeup_source, CLOCK_MONOTONIC, UINT64_MAX, 1, on_wakeup, mr);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_enabled(mr->wakeup_source, SD_EVENT_OFF);
 	if (r < 0)
 		return r;
 	return adopt(mr);
@@ -516,6 +548,7 @@ struct manager_region *round_region_free(struct manager_region *mr)
 		return NULL;
 	sd_event_source_disable_unref(mr->run_source);
 	sd_event_source_disable_unref(mr->stall_source);
+	sd_event_source_disable_unref(mr->wakeup_source);
 	sd_event_source_disable_unref(mr->worker_source);
 	sd_event_source_disable_unref(mr->adopted_source);
 	worker_free(mr->worker);

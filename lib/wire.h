@@ -10,12 +10,12 @@
 
 /*
  * Every request ends in exactly one of these. Only PMEM_AGENT_DURABLE is a promise; everything else promises nothing,
- * and PMEM_AGENT_UNKNOWN and PMEM_AGENT_LOST do not say that the data is not durable either.
+ * and PMEM_AGENT_UNKNOWN, _TIMEOUT and _LOST do not say that the data is not durable either.
  */
 enum pmem_agent_answer {
 	PMEM_AGENT_DURABLE = 0,
 	PMEM_AGENT_LOST,		/* the region has lost stores, and nobody has acknowledged it yet */
-	PMEM_AGENT_UNKNOWN,		/* a change, a restart or a time-out in between: nobody can tell */
+	PMEM_AGENT_UNKNOWN,		/* a change or a restart in between: nobody can tell */
 	PMEM_AGENT_BUSY,		/* the queue is full */
 	PMEM_AGENT_GONE,		/* the region was removed before the flush began */
 	PMEM_AGENT_ORDINARY,		/* the target is on storage that is no persistent memory */
@@ -28,6 +28,7 @@ enum pmem_agent_answer {
 	PMEM_AGENT_REFUSED,		/* no target that can be flushed (EBADF, EINVAL, ENOTSUP) */
 	PMEM_AGENT_NOT_FOUND,		/* no such path, mount point or region */
 	PMEM_AGENT_DENIED,		/* the caller may not ask for this */
+	PMEM_AGENT_TIMEOUT,		/* not known yet at the caller's deadline; the flush goes on */
 	PMEM_AGENT_N_ANSWERS,
 };
 

@@ -1,0 +1,816 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * sim-flush: flush.c against a model of what it must do, in random schedules of everything that can happen
+ *
+ * A schedule is a short history: requests come and go, rounds end in every way, errors come from elsewhere, clocks
+ * move, and the agent dies and adopts what it left in the page. The model knows flush.c by its header only. It decides
+ * at every event what is owed to whom, and calls every other answer, round or state a violation.
+ *
+ * The seed of a schedule is its number: on a violation it is run again, telling its history.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "agent/flush.h"
+
+#define MIN_EVENTS  20
+#define MAX_EVENTS  60
+#define MAX_TICKETS MAX_EVENTS
+#define MAX_DEPTH   8
+#define N_UIDS      3
+#define N_FILES     2
+
+enum event {
+	ARRIVE,
+	ADVANCE,
+	END_DURABLE, /* how a round ends */
+	END_LOST,
+	END_FULL,
+	END_CHANGED,
+	END_DIED,
+	LOSE,
+	FORGET,
+	STALL,
+	STRAY,
+	STEP,
+	RESTART,
+	GONE,
+	ACKNOWLEDGE,
+	N_EVENTS,
+};
+
+static const unsigned char weights[N_EVENTS] = {
+	[ARRIVE] = 60,     [ADVANCE] = 16, [END_DURABLE] = 40, [END_LOST] = 2, [END_FULL] = 4,
+	[END_CHANGED] = 4, [END_DIED] = 1, [LOSE] = 1,         [FORGET] = 8,   [STALL] = 6,
+	[STRAY] = 3,       [STEP] = 2,     [RESTART] = 3,      [GONE] = 1,     [ACKNOWLEDGE] = 12,
+};
+
+struct ticket {
+	bool open; /* neither answered nor forgotten */
+	bool due;  /* `answer` is decided, and is to be told */
+	enum pmem_agent_answer answer;
+	int error;
+	unsigned int uid;
+	struct flush_target target;
+	uint64_t deadline;
+	uint64_t round; /* that it takes part in; 0: none yet */
+	uint64_t limit; /* this many rounds at most have begun when its own has */
+};
+
+struct sim {
+	uint64_t seed, random;
+	bool tell;
+	jmp_buf failed;
+	const char *violation;
+	uint64_t n_events;
+
+	struct flush *f;
+	unsigned int depth, quota, n_uids;
+	uint64_t monotonic, offset;
+	bool allowed[N_EVENTS];
+
+	/* the clients */
+	struct ticket tickets[MAX_TICKETS];
+	unsigned int n_tickets;
+
+	/* what outlives the agent: the region, its worker, its page */
+	struct {
+		bool alive, busy;
+		uint64_t round, began_monotonic, began_realtime;
+		bool region; /* the target of the round */
+	} worker;
+	struct {
+		uint64_t started, done, failed, started_usec;
+		int error;
+		uint64_t failed_seen, epoch, acknowledged;
+		struct flush_loss loss;
+	} page;
+
+	/* the agent */
+	bool adopted, gone, latched, stalled;
+	uint64_t round, epoch, epoch_usec;
+	uint64_t n_requests, n_rounds;
+	struct {
+		unsigned int missing;
+		uint64_t until, usual;
+	} gather;
+};
+
+#define say(s, ...) ((s)->tell ? (void)printf("# " __VA_ARGS__) : (void)0)
+
+static _Noreturn void violated(struct sim *s, const char *invariant)
+{
+	s->violation = invariant;
+	longjmp(s->failed, 1);
+}
+
+static void require(struct sim *s, bool holds, const char *invariant)
+{
+	if (!holds)
+		violated(s, invariant);
+}
+
+/* splitmix64 */
+static uint64_t next_random(struct sim *s)
+{
+	uint64_t z = s->random += 0x9e3779b97f4a7c15;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+	z = (z ^ z >> 27) * 0x94d049bb133111eb;
+	return z ^ z >> 31;
+}
+
+static unsigned int below(struct sim *s, unsigned int n)
+{
+	return (next_random(s) >> 32) * n >> 32;
+}
+
+static struct flush_time now(const struct sim *s)
+{
+	return (struct flush_time){ .realtime = s->monotonic + s->offset, .monotonic = s->monotonic };
+}
+
+static bool is_region(const struct ticket *t)
+{
+	return t->target.scope == FLUSH_REGION;
+}
+
+static bool is_waiting(const struct ticket *t)
+{
+	return t->open && !t->due && t->round == 0;
+}
+
+static struct ticket *oldest_waiting(struct sim *s)
+{
+	for (unsigned int i = 0; i < s->n_tickets; i++)
+		if (is_waiting(&s->tickets[i]))
+			return &s->tickets[i];
+	return NULL;
+}
+
+/* ---- what is owed ---- */
+
+static void owe(struct ticket *t, enum pmem_agent_answer answer, int error)
+{
+	t->due = true;
+	t->answer = answer;
+	t->error = error;
+}
+
+/* To those who take part in `round`, 0: to those who wait for one. Returns how many. */
+static unsigned int owe_round(struct sim *s, uint64_t round, enum pmem_agent_answer answer, int error)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < s->n_tickets; i++) {
+		struct ticket *t = &s->tickets[i];
+
+		if (!t->open || t->due || t->round != round)
+			continue;
+		owe(t, answer, error);
+		n++;
+	}
+	return n;
+}
+
+/* A loss is everyone's, theirs too who were to be told durable. */
+static void owe_loss(struct sim *s, int error, enum flush_origin origin)
+{
+	for (unsigned int i = 0; i < s->n_tickets; i++) {
+		struct ticket *t = &s->tickets[i];
+
+		if (t->open && (!t->due || t->answer == PMEM_AGENT_DURABLE))
+			owe(t, PMEM_AGENT_LOST, error);
+	}
+	s->latched = true;
+	s->page.loss = (struct flush_loss){
+		.number = s->page.loss.number + 1,
+		.error = error,
+		.origin = origin,
+		.round = s->round,
+		.usec = now(s).realtime,
+	};
+	s->page.failed_seen = s->page.failed;
+}
+
+/* Rounds that may begin until the one of `t` has: those ahead of it in the queue, and its own. */
+static unsigned int rounds_until(const struct sim *s, const struct ticket *t)
+{
+	bool shared = false;
+	unsigned int n = 1;
+
+	for (const struct ticket *ahead = s->tickets; ahead < t; ahead++) {
+		if (!is_waiting(ahead))
+			continue;
+		if (is_region(ahead) && is_region(t))
+			return n;
+		n += !is_region(ahead) || !shared;
+		shared |= is_region(ahead);
+	}
+	return n;
+}
+
+/* Who leaves the queue may have been the one whose round others were to join. */
+static void leave_queue(struct sim *s, const struct ticket *gone)
+{
+	if (gone->round != 0 || !is_region(gone))
+		return;
+	for (unsigned int i = 0; i < s->n_tickets; i++)
+		if (is_waiting(&s->tickets[i]) && is_region(&s->tickets[i]))
+			s->tickets[i].limit = s->n_rounds + rounds_until(s, &s->tickets[i]);
+}
+
+static void owe_deadlines(struct sim *s)
+{
+	for (unsigned int i = 0; i < s->n_tickets; i++) {
+		struct ticket *t = &s->tickets[i];
+
+		if (t->open && !t->due && t->deadline && t->deadline <= s->monotonic) {
+			owe(t, PMEM_AGENT_TIMEOUT, ETIMEDOUT);
+			leave_queue(s, t);
+		}
+	}
+}
+
+/* A round was confirmed: its requests are durable, and may be waited for if others are there too. */
+static void owe_durable(struct sim *s)
+{
+	uint64_t took = s->monotonic - s->worker.began_monotonic, pause;
+	unsigned int n = owe_round(s, s->round, PMEM_AGENT_DURABLE, 0);
+	const struct ticket *next = oldest_waiting(s);
+
+	s->epoch = s->page.epoch = s->round;
+	s->epoch_usec = s->worker.began_realtime;
+	if (!s->worker.region || n == 0)
+		return;
+	s->gather.usual = s->gather.usual ? (7 * s->gather.usual + took) / 8 : took;
+	pause = s->gather.usual / 4;
+	if (n + (next && is_region(next)) > 1) {
+		s->gather.missing = n;
+		s->gather.until = s->monotonic + (pause > 1000 ? 1000 : pause);
+	}
+}
+
+/* ---- what is told ---- */
+
+static bool gathering(struct sim *s)
+{
+	const struct ticket *next = oldest_waiting(s);
+
+	return next && is_region(next) && !s->worker.busy && !s->adopted && s->gather.missing > 0 &&
+	       s->monotonic < s->gather.until;
+}
+
+static void check_answer(struct sim *s, const struct flush_action *action)
+{
+	struct ticket *t = action->owner;
+
+	say(s, "  request %u is answered %d (%s), round %" PRIu64 "\n", (unsigned int)(t - s->tickets),
+	    (int)action->answer, action->error ? strerrorname_np(action->error) : "-", action->round);
+	require(s, t->open, "an answer to someone who was answered or is forgotten");
+	if (action->answer == PMEM_AGENT_DURABLE) {
+		require(s, !s->latched, "durable after a loss that nobody acknowledged");
+		require(s, t->due && t->answer == PMEM_AGENT_DURABLE,
+			"durable without a confirmed round that began after the request, for its target");
+		require(s, action->round == t->round && action->durable_usec == s->epoch_usec,
+			"durable by another round, or since another time");
+	} else {
+		require(s, action->durable_usec == 0, "a durable point without being durable");
+	}
+	require(s, t->due, "an answer before there is one");
+	require(s, t->answer == action->answer && t->error == action->error, "the wrong answer");
+	t->open = false;
+}
+
+static void check_start(struct sim *s, const struct flush_action *action)
+{
+	struct ticket *first = oldest_waiting(s);
+
+	say(s, "  round %" PRIu64 " begins, for request %u\n", action->round,
+	    (unsigned int)((struct ticket *)action->owner - s->tickets));
+	require(s, !s->worker.busy && !s->adopted, "a second round beside the one in flight");
+	require(s, !s->latched && !s->gone, "a round for a region that is lost or gone");
+	require(s, first && action->owner == first, "a round for someone else than who has waited longest");
+	require(s, memcmp(&action->target, &first->target, sizeof(first->target)) == 0, "a round for another target");
+	require(s, !gathering(s), "a round while others are waited for");
+	require(s, action->round == s->round + 1, "round numbers that do not count up by one");
+	s->round++;
+	require(s, ++s->n_rounds <= s->n_requests, "more rounds than requests");
+
+	for (struct ticket *t = first; t < s->tickets + s->n_tickets; t++) {
+		if (!is_waiting(t) || (t != first && !(is_region(first) && is_region(t))))
+			continue;
+		t->round = s->round;
+		require(s, s->n_rounds <= t->limit, "a request that waits for more rounds than those ahead of it");
+	}
+	s->gather.missing = 0;
+
+	if (below(s, 32) == 0) {
+		say(s, "  it cannot be begun\n");
+		owe_round(s, s->round, PMEM_AGENT_UNKNOWN, EAGAIN);
+		flush_done(s->f, s->round, PMEM_AGENT_UNKNOWN, EAGAIN, FLUSH_ORIGIN_NONE, now(s));
+		return;
+	}
+	s->worker.alive = s->worker.busy = true;
+	s->worker.region = is_region(first);
+	s->worker.round = s->page.started = s->round;
+	s->worker.began_monotonic = s->monotonic;
+	s->worker.began_realtime = s->page.started_usec = now(s).realtime;
+	s->stalled = false;
+}
+
+static enum flush_state expected_state(struct sim *s)
+{
+	if (s->adopted || (s->worker.busy && s->stalled))
+		return FLUSH_STALLED;
+	if (s->worker.busy)
+		return FLUSH_IN_FLIGHT;
+	return gathering(s) ? FLUSH_GATHERING : FLUSH_IDLE;
+}
+
+static void check_status(struct sim *s)
+{
+	uint64_t wakeup = flush_get_wakeup(s->f), deadline = UINT64_MAX;
+	struct flush_status status;
+	unsigned int n = 0;
+
+	flush_get_status(s->f, &status);
+	for (unsigned int i = 0; i < s->n_tickets; i++) {
+		const struct ticket *t = &s->tickets[i];
+
+		if (!t->open)
+			continue;
+		require(s, !t->due, "an answer that is not told");
+		n++;
+		if (t->deadline && t->deadline < deadline)
+			deadline = t->deadline;
+	}
+	require(s, status.epoch == s->epoch && status.epoch_usec == s->epoch_usec, "the wrong epoch");
+	require(s, status.started == s->round, "the wrong count of rounds");
+	require(s, status.waiting == n, "the wrong count of requests that wait");
+	require(s, status.state == expected_state(s), "the wrong state");
+	require(s, status.gone == s->gone, "gone, or not");
+	require(s, status.loss.number == (s->latched ? s->page.loss.number : 0), "the wrong number of a loss");
+	require(s, !s->latched || memcmp(&status.loss, &s->page.loss, sizeof(status.loss)) == 0, "the wrong loss");
+
+	if (gathering(s) && s->gather.until < deadline)
+		deadline = s->gather.until;
+	require(s, wakeup <= deadline, "a wake-up that comes too late");
+	require(s, wakeup > s->monotonic && (n > 0 || wakeup == UINT64_MAX), "a wake-up for nothing");
+}
+
+static void drain(struct sim *s)
+{
+	struct flush_action action;
+	unsigned int n = 0;
+
+	owe_deadlines(s);
+	while (flush_next(s->f, now(s), &action)) {
+		require(s, ++n < 4 * MAX_TICKETS, "no end of actions");
+		if (action.type == FLUSH_ACT_ANSWER)
+			check_answer(s, &action);
+		else
+			check_start(s, &action);
+	}
+	require(s, !oldest_waiting(s) || s->worker.busy || s->adopted || gathering(s), "a round that does not begin");
+	check_status(s);
+}
+
+/* ---- events ---- */
+
+static int expected_refusal(const struct sim *s, unsigned int uid)
+{
+	unsigned int n = 0, of_uid = 0;
+
+	for (unsigned int i = 0; i < s->n_tickets; i++) {
+		n += s->tickets[i].open;
+		of_uid += s->tickets[i].open && !s->tickets[i].due && s->tickets[i].uid == uid;
+	}
+	if (s->latched)
+		return PMEM_AGENT_LOST;
+	if (s->gone)
+		return PMEM_AGENT_GONE;
+	return n >= s->depth || of_uid >= s->quota ? PMEM_AGENT_BUSY : 0;
+}
+
+static void arrive(struct sim *s)
+{
+	static const enum flush_scope scopes[] = { FLUSH_FILESYSTEM, FLUSH_FILE, FLUSH_FILE_DATA };
+	unsigned int uid = below(s, s->n_uids);
+	struct ticket *t = &s->tickets[s->n_tickets];
+	int refusal = expected_refusal(s, uid), r;
+
+	if (s->n_tickets == MAX_TICKETS)
+		return;
+	*t = (struct ticket){ .uid = uid, .target.scope = FLUSH_REGION };
+	if (below(s, 3) == 0) {
+		t->target.scope = scopes[below(s, 3)];
+		t->target.device = 1;
+		t->target.inode = t->target.scope == FLUSH_FILESYSTEM ? 0 : 1 + below(s, N_FILES);
+	}
+	if (below(s, 4) == 0)
+		t->deadline = s->monotonic + 1 + below(s, 2000);
+
+	r = flush_arrive(s->f, &t->target, &(struct flush_caller){ .uid = uid, .deadline_usec = t->deadline }, t);
+	say(s, "request %u of uid %u for %s %" PRIu64 ", deadline %" PRIu64 ": %d\n", s->n_tickets, uid,
+	    flush_scope_to_string(t->target.scope), t->target.inode, t->deadline, r);
+	require(s, r != 0 || refusal != PMEM_AGENT_BUSY, "a request beyond the quota or the depth of the queue");
+	require(s, r == refusal, "a request that is wrongly refused or taken");
+	if (r != 0)
+		return;
+	t->limit = s->n_rounds + rounds_until(s, t);
+	t->open = true;
+	s->n_tickets++;
+	s->n_requests++;
+	if (is_region(t) && s->gather.missing > 0)
+		s->gather.missing--;
+}
+
+static void forget(struct sim *s)
+{
+	struct ticket *t;
+
+	if (s->n_tickets == 0)
+		return;
+	t = &s->tickets[below(s, s->n_tickets)];
+	say(s, "request %u is forgotten%s\n", (unsigned int)(t - s->tickets), t->open ? "" : ", which it was already");
+	flush_forget(s->f, t);
+	t->open = false;
+	leave_queue(s, t);
+}
+
+static void advance(struct sim *s)
+{
+	uint64_t wakeup = flush_get_wakeup(s->f);
+
+	switch (below(s, 4)) {
+	case 0:
+		s->monotonic += below(s, 100000);
+		break;
+	case 1:
+		if (wakeup != UINT64_MAX && wakeup > s->monotonic) {
+			s->monotonic = wakeup - below(s, 2);
+			break;
+		}
+		/* fall through */
+	default:
+		s->monotonic += below(s, 400);
+		break;
+	}
+	say(s, "it is %" PRIu64 "\n", s->monotonic);
+}
+
+/* What the worker writes into the page, and whether it survives. */
+static void end_call(struct sim *s, enum event how)
+{
+	static const char *const names[N_EVENTS] = {
+		[END_DURABLE] = "durable",
+		[END_LOST] = "EIO",
+		[END_FULL] = "ENOSPC",
+		[END_CHANGED] = "durable, but of something changed since",
+		[END_DIED] = "the worker's death",
+	};
+
+	say(s, "round %" PRIu64 " ends: %s\n", s->worker.round, names[how]);
+	s->worker.busy = false;
+	if (how == END_DIED) {
+		s->worker.alive = false;
+		return;
+	}
+	if (how == END_LOST) {
+		s->page.failed = s->worker.round;
+		s->page.error = EIO;
+	}
+	s->page.done = s->worker.round;
+}
+
+/* Once the worker of an agent before this one is gone: what round.c does with the page. */
+static void settle(struct sim *s)
+{
+	int error = s->page.failed > s->page.failed_seen ? s->page.error : s->page.started > s->page.done ? EIO : 0;
+
+	if (error == 0)
+		return;
+	say(s, "the page tells of a loss\n");
+	owe_loss(s, error, FLUSH_ORIGIN_WORKER);
+	flush_lose(s->f, error, FLUSH_ORIGIN_WORKER, now(s).realtime);
+	s->page.done = s->page.started; /* one loss is told once */
+}
+
+static void end_adopted(struct sim *s, enum event how)
+{
+	if (s->worker.busy)
+		end_call(s, how);
+	say(s, "the worker of the agent before is gone\n");
+	s->worker.alive = false;
+	settle(s);
+	flush_adopted(s->f, s->page.started);
+	s->round = s->page.started;
+	s->adopted = false;
+}
+
+static void end(struct sim *s, enum event how)
+{
+	static const struct {
+		enum pmem_agent_answer answer;
+		int error;
+		enum flush_origin origin;
+	} ends[N_EVENTS] = {
+		[END_DURABLE] = { PMEM_AGENT_DURABLE, 0, FLUSH_ORIGIN_ROUND },
+		[END_LOST] = { PMEM_AGENT_LOST, EIO, FLUSH_ORIGIN_ROUND },
+		[END_FULL] = { PMEM_AGENT_FAILED, ENOSPC, FLUSH_ORIGIN_ROUND },
+		[END_CHANGED] = { PMEM_AGENT_UNKNOWN, 0, FLUSH_ORIGIN_ROUND },
+		[END_DIED] = { PMEM_AGENT_LOST, EIO, FLUSH_ORIGIN_WORKER },
+	};
+
+	if (s->adopted) {
+		end_adopted(s, how);
+		return;
+	}
+	if (!s->worker.busy)
+		return;
+	end_call(s, how);
+	if (how == END_DIED)
+		s->page.done = s->page.started;
+	if (ends[how].answer == PMEM_AGENT_LOST)
+		owe_loss(s, ends[how].error, ends[how].origin);
+	else if (!s->latched && how == END_DURABLE)
+		owe_durable(s);
+	else if (!s->latched)
+		owe_round(s, s->round, ends[how].answer, ends[how].error);
+	flush_done(s->f, s->round, ends[how].answer, ends[how].error, ends[how].origin, now(s));
+}
+
+static void lose(struct sim *s)
+{
+	say(s, "the witness saw a loss\n");
+	owe_loss(s, EIO, FLUSH_ORIGIN_WITNESS);
+	flush_lose(s->f, EIO, FLUSH_ORIGIN_WITNESS, now(s).realtime);
+}
+
+static void stall(struct sim *s)
+{
+	bool news = s->worker.busy && !s->adopted && !s->stalled;
+
+	say(s, "the round in flight stalls\n");
+	require(s, flush_stall(s->f) == news, "a stall that is none, or known");
+	s->stalled |= news;
+}
+
+/* Of a round that is not in flight: it must change nothing. */
+static void stray(struct sim *s)
+{
+	uint64_t round = s->round + 1 - below(s, 3);
+
+	if (s->worker.busy && !s->adopted && round == s->round)
+		round--;
+	say(s, "a stray result of round %" PRIu64 "\n", round);
+	flush_done(s->f, round, below(s, 2) ? PMEM_AGENT_DURABLE : PMEM_AGENT_LOST, 0, FLUSH_ORIGIN_ROUND, now(s));
+}
+
+static void remove_region(struct sim *s)
+{
+	say(s, "the region is removed\n");
+	owe_round(s, 0, PMEM_AGENT_GONE, ENODEV);
+	flush_gone(s->f);
+	s->gone = true;
+}
+
+static enum event random_end(struct sim *s)
+{
+	static const enum event hows[] = { END_DURABLE, END_DURABLE, END_DURABLE, END_LOST, END_FULL, END_DIED };
+
+	return hows[below(s, 6)];
+}
+
+static bool start_agent(struct sim *s)
+{
+	flush_free(s->f);
+	s->f = flush_new(s->depth, s->quota, s->page.started, s->page.epoch);
+	s->round = s->page.started;
+	s->epoch = s->page.epoch;
+	s->epoch_usec = s->n_rounds = s->n_requests = 0;
+	s->gone = s->latched = s->adopted = s->stalled = false;
+	memset(&s->gather, 0, sizeof(s->gather));
+	return s->f != NULL;
+}
+
+/* The clients lose their agent; its worker ends the call it is in, sooner or later, and then itself. */
+static void restart(struct sim *s)
+{
+	say(s, "the agent dies\n");
+	for (unsigned int i = 0; i < s->n_tickets; i++)
+		s->tickets[i].open = false;
+	if (s->worker.busy && below(s, 2) == 0)
+		end_call(s, random_end(s));
+	else if (s->worker.busy && below(s, 2) == 0)
+		s->page.started--; /* it has not read of its round yet */
+	if (!s->worker.busy && below(s, 4) != 0)
+		s->worker.alive = false;
+
+	say(s, "the next agent starts\n");
+	if (!start_agent(s))
+		abort();
+	if (s->page.loss.number > s->page.acknowledged) {
+		flush_restore_loss(s->f, &s->page.loss);
+		s->latched = true;
+	}
+	if (!s->worker.alive) {
+		settle(s);
+		return;
+	}
+	say(s, "and adopts a worker%s\n", s->worker.busy ? " with a round in flight" : "");
+	flush_adopt(s->f, s->worker.busy ? s->page.started_usec : now(s).realtime);
+	s->adopted = true;
+	if (s->worker.busy)
+		s->page.started = s->worker.round;
+}
+
+static void happen(struct sim *s, enum event event)
+{
+	switch (event) {
+	case ARRIVE:
+		arrive(s);
+		break;
+	case ADVANCE:
+		advance(s);
+		break;
+	case END_DURABLE:
+	case END_LOST:
+	case END_FULL:
+	case END_CHANGED:
+	case END_DIED:
+		end(s, event);
+		break;
+	case LOSE:
+		lose(s);
+		break;
+	case FORGET:
+		forget(s);
+		break;
+	case STALL:
+		stall(s);
+		break;
+	case STRAY:
+		stray(s);
+		break;
+	case STEP:
+		s->offset = 1000000 + below(s, 1000000);
+		say(s, "CLOCK_REALTIME is set\n");
+		break;
+	case RESTART:
+		restart(s);
+		break;
+	case GONE:
+		remove_region(s);
+		break;
+	case ACKNOWLEDGE:
+	case N_EVENTS:
+		break;
+	}
+}
+
+/* ---- schedules ---- */
+
+static enum event choose(struct sim *s, unsigned int total)
+{
+	unsigned int left = below(s, total);
+
+	for (enum event e = 0; e < N_EVENTS; e++) {
+		if (!s->allowed[e])
+			continue;
+		if (left < weights[e])
+			return e;
+		left -= weights[e];
+	}
+	return ARRIVE;
+}
+
+/* Nobody may be left waiting once every round ends. */
+static void finish(struct sim *s)
+{
+	say(s, "from here on every round ends well\n");
+	for (unsigned int i = 0; i < 2 * MAX_TICKETS; i++) {
+		drain(s);
+		if (s->worker.busy || s->adopted)
+			end(s, END_DURABLE);
+		else if (gathering(s))
+			s->monotonic = flush_get_wakeup(s->f);
+		else
+			return;
+		s->n_events++;
+	}
+	violated(s, "a request that is never answered");
+}
+
+static void play(struct sim *s)
+{
+	unsigned int n, total = 0;
+
+	s->depth = 1 + below(s, MAX_DEPTH);
+	s->quota = 1 + below(s, s->depth);
+	s->n_uids = 1 + below(s, N_UIDS);
+	s->offset = 1000000;
+	s->page.started = s->page.done = s->page.epoch = below(s, 4);
+	if (!start_agent(s))
+		abort();
+	say(s, "depth %u, quota %u\n", s->depth, s->quota);
+
+	/* Each schedule does without some events, so that what others would cut short is seen at length. */
+	for (enum event e = 0; e < N_EVENTS; e++) {
+		s->allowed[e] = e <= END_DURABLE || below(s, 2);
+		total += s->allowed[e] ? weights[e] : 0;
+	}
+	n = MIN_EVENTS + below(s, MAX_EVENTS - MIN_EVENTS + 1);
+	s->n_events += n;
+	while (n-- > 0) {
+		s->monotonic += below(s, 50);
+		happen(s, choose(s, total));
+		if (below(s, 4) != 0)
+			drain(s);
+	}
+	finish(s);
+}
+
+/* NULL, or what was violated. */
+static const char *run_schedule(struct sim *s, uint64_t seed, bool tell)
+{
+	uint64_t n_events = s->n_events;
+
+	*s = (struct sim){ .seed = seed, .random = seed, .tell = tell, .monotonic = 1000, .n_events = n_events };
+	if (setjmp(s->failed) == 0)
+		play(s);
+	flush_free(s->f);
+	return s->violation;
+}
+
+static double seconds(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: sim-flush [--schedules N] [--events N] [--first SEED | --tell SEED]\n");
+	return 2;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "schedules", required_argument, NULL, 's' },
+		{ "events", required_argument, NULL, 'e' },
+		{ "first", required_argument, NULL, 'f' },
+		{ "tell", required_argument, NULL, 't' },
+		{},
+	};
+	uint64_t n_schedules = 50000, n_events = 0, first = 0, seed;
+	static struct sim s;
+	double began = seconds(), took;
+	bool tell = false;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
+		uint64_t value = optarg ? strtoull(optarg, NULL, 0) : 0;
+
+		if (c == 's')
+			n_schedules = value;
+		else if (c == 'e')
+			n_events = value;
+		else if (c == 'f' || c == 't')
+			first = value;
+		else
+			return usage();
+		tell |= c == 't';
+	}
+	if (optind < argc)
+		return usage();
+	if (tell)
+		n_schedules = 1;
+
+	printf("1..1\n# from seed %" PRIu64 "\n", first);
+	for (seed = first; n_events ? s.n_events < n_events : seed - first < n_schedules; seed++) {
+		const char *violation = run_schedule(&s, seed, tell);
+
+		if (!violation)
+			continue;
+		printf("not ok 1 - flush.c keeps to the model\n");
+		run_schedule(&s, seed, true);
+		printf("# schedule %" PRIu64 " violates: %s\n", seed, violation);
+		return 1;
+	}
+	took = seconds() - began;
+	printf("ok 1 - flush.c keeps to the model: %" PRIu64 " schedules, %" PRIu64
+	       " events in %.1f s, %.1f million a second\n",
+	       seed - first, s.n_events, took, (double)s.n_events / took / 1e6);
+	return 0;
+}
