@@ -12,14 +12,16 @@
 
 /* Fewer than dbus-daemon lets one client wait for (128), so that it can still ask something else. */
 #define BUS_MAX_CALLS_PER_CLIENT 96
+#define BUS_MAX_RESTING_CLIENTS  64
 #define BUS_ACTION_FLUSH         "io.pmem.agent.flush"
 
 struct bus_call {
 	struct bus_client *client;
 	sd_bus_message *message;
 	struct request *request; /* NULL while polkit is asked */
+	bool admitted;           /* it is known who asks */
 	struct polkit *polkit;
-	struct flush_caller caller;
+	uint64_t deadline_usec;
 	char *path, *region; /* what polkit is asked for: one of them */
 	TAILQ_ENTRY(bus_call) entry;
 };
@@ -56,6 +58,7 @@ struct bus_client *bus_client_free(struct bus_client *c)
 		bus_call_free(call);
 	TAILQ_REMOVE(&c->bus->clients, c, entry);
 	sd_bus_slot_unref(c->match);
+	sd_bus_slot_unref(c->query);
 	free(c->sender);
 	free(c);
 	return NULL;
@@ -135,14 +138,37 @@ static int call_new(struct bus *b, sd_bus_message *m, struct bus_call **ret, sd_
 	return 0;
 }
 
-/* The client goes with its last call. */
+/* `c` has no calls any more. Of such clients those are kept who had calls last, so that their uid is known next time.
+ */
+static void client_rest(struct bus_client *c)
+{
+	struct bus *b = c->bus;
+	struct bus_client *oldest = NULL, *other;
+	unsigned int n = 0;
+
+	if (!c->known) {
+		bus_client_free(c);
+		return;
+	}
+	TAILQ_REMOVE(&b->clients, c, entry);
+	TAILQ_INSERT_TAIL(&b->clients, c, entry);
+	TAILQ_FOREACH (other, &b->clients, entry) {
+		if (other->n_calls > 0)
+			continue;
+		n++;
+		oldest = oldest ?: other;
+	}
+	if (n > BUS_MAX_RESTING_CLIENTS)
+		bus_client_free(oldest);
+}
+
 static void call_end(struct bus_call *call)
 {
 	struct bus_client *c = call->client;
 
 	bus_call_free(call);
 	if (c->n_calls == 0)
-		bus_client_free(c);
+		client_rest(c);
 }
 
 /* ---- answers ---- */
@@ -196,6 +222,72 @@ static void on_request_done(const struct request_result *result, void *userdata)
 
 /* ---- requests ---- */
 
+/* The call has come to an end without a request. */
+static void call_refused(struct bus_call *call, int r, const char *detail)
+{
+	if (r > 0)
+		reply_answer(call->message, (enum pmem_agent_answer)r, detail);
+	else
+		sd_bus_reply_method_errno(call->message, r, NULL);
+	call_end(call);
+}
+
+static struct flush_caller caller_of(const struct bus_call *call)
+{
+	return (struct flush_caller){ .uid = call->client->uid, .deadline_usec = call->deadline_usec };
+}
+
+static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_client *c = userdata;
+	struct bus_call *call, *next;
+	uint32_t uid = 0;
+
+	bus_dispatched(c->bus);
+	c->query = sd_bus_slot_unref(c->query);
+	c->known = !sd_bus_message_is_method_error(reply, NULL) && sd_bus_message_read(reply, "u", &uid) >= 0;
+	c->uid = uid;
+	for (call = TAILQ_FIRST(&c->calls); call; call = next) {
+		struct flush_caller caller = caller_of(call);
+		char detail[MOUNT_DETAIL_MAX] = "";
+		int r;
+
+		next = TAILQ_NEXT(call, entry);
+		if (!call->request || call->admitted)
+			continue;
+		if (!c->known) {
+			call_refused(call, PMEM_AGENT_DENIED, "the bus does not know who asks");
+			continue;
+		}
+		r = request_admit(call->request, &caller, detail);
+		call->admitted = r == 0;
+		if (r != 0) {
+			call->request = NULL;
+			call_refused(call, r, detail);
+		}
+	}
+	return 1;
+}
+
+/*
+ * Whose quota a call takes from, NULL: the bus is asked, and the request waits for on_user(). Asking it by
+ * sd_bus_query_sender_creds() would wait for the reply, and take in other messages meanwhile.
+ */
+static int call_identify(struct bus_call *call, struct flush_caller *caller, const struct flush_caller **ret)
+{
+	struct bus_client *c = call->client;
+	int r = 0;
+
+	*caller = caller_of(call);
+	*ret = c->known ? caller : NULL;
+	call->admitted = c->known;
+	if (!c->known && !c->query)
+		r = sd_bus_call_method_async(c->bus->bus, &c->query, "org.freedesktop.DBus", "/org/freedesktop/DBus",
+					     "org.freedesktop.DBus", "GetConnectionUnixUser", on_user, c, "s",
+					     c->sender);
+	return r < 0 ? r : 0;
+}
+
 /* `r` is what a manager_flush_*() returned for the call. */
 static int call_begun(struct bus_call *call, int r, const char *detail, sd_bus_error *error)
 {
@@ -205,19 +297,25 @@ static int call_begun(struct bus_call *call, int r, const char *detail, sd_bus_e
 	return r < 0 ? r : set_answer(error, (enum pmem_agent_answer)r, detail);
 }
 
-int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, enum mount_scope scope, sd_bus_error *error)
+int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, const struct bus_options *options, sd_bus_error *error)
 {
 	char detail[MOUNT_DETAIL_MAX] = "";
+	const struct flush_caller *caller;
+	struct flush_caller own;
 	struct bus_call *call;
 	int copy, r;
 
 	r = call_new(b, m, &call, error);
 	if (r < 0)
 		return r;
+	call->deadline_usec = options->deadline_usec;
+	r = call_identify(call, &own, &caller);
+	if (r < 0)
+		return call_begun(call, r, detail, error);
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (copy < 0)
 		return call_begun(call, -errno, detail, error);
-	r = manager_flush_fd(b->manager, copy, scope, &call->caller, on_request_done, call, &call->request, detail);
+	r = manager_flush_fd(b->manager, copy, options->scope, caller, on_request_done, call, &call->request, detail);
 	if (r == 0)
 		bus_keep_copy(b, fd);
 	return call_begun(call, r, detail, error);
@@ -226,12 +324,17 @@ int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, enum mount_scope
 static int call_flush(struct bus_call *call, char detail[static MOUNT_DETAIL_MAX])
 {
 	struct manager *m = call->client->bus->manager;
+	const struct flush_caller *caller;
 	struct manager_region *mr;
+	struct flush_caller own;
+	int r = call_identify(call, &own, &caller);
 
+	if (r < 0)
+		return r;
 	if (call->path)
-		return manager_flush_path(m, call->path, &call->caller, on_request_done, call, &call->request, detail);
+		return manager_flush_path(m, call->path, caller, on_request_done, call, &call->request, detail);
 	mr = manager_find_region(m, call->region);
-	return mr ? manager_flush_region(m, mr, &call->caller, on_request_done, call, &call->request, detail)
+	return mr ? manager_flush_region(m, mr, caller, on_request_done, call, &call->request, detail)
 		  : PMEM_AGENT_GONE;
 }
 
@@ -246,22 +349,19 @@ static void on_authorized(enum pmem_agent_answer answer, const char *reason, voi
 	snprintf(detail, sizeof(detail), "%s", reason);
 	if (r == PMEM_AGENT_DURABLE)
 		r = call_flush(call, detail);
-	if (r == 0)
-		return;
-	if (r > 0)
-		reply_answer(call->message, (enum pmem_agent_answer)r, detail);
-	else
-		sd_bus_reply_method_errno(call->message, r, NULL);
-	call_end(call);
+	if (r != 0)
+		call_refused(call, r, detail);
 }
 
-static int call_authorize(struct bus *b, sd_bus_message *m, const char *path, const char *region, sd_bus_error *error)
+static int call_authorize(struct bus *b, sd_bus_message *m, const char *path, const char *region,
+			  const struct bus_options *options, sd_bus_error *error)
 {
 	struct bus_call *call;
 	int r = call_new(b, m, &call, error);
 
 	if (r < 0)
 		return r;
+	call->deadline_usec = options->deadline_usec;
 	call->path = path ? strdup(path) : NULL;
 	call->region = region ? strdup(region) : NULL;
 	r = call->path || call->region ? polkit_check(m, BUS_ACTION_FLUSH, on_authorized, call, &call->polkit)
@@ -269,12 +369,14 @@ static int call_authorize(struct bus *b, sd_bus_message *m, const char *path, co
 	return call_begun(call, r, "", error);
 }
 
-int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, sd_bus_error *error)
+int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
+			sd_bus_error *error)
 {
-	return call_authorize(b, m, path, NULL, error);
+	return call_authorize(b, m, path, NULL, options, error);
 }
 
-int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, sd_bus_error *error)
+int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, const struct bus_options *options,
+			  sd_bus_error *error)
 {
-	return call_authorize(b, m, NULL, region, error);
+	return call_authorize(b, m, NULL, region, options, error);
 }

@@ -12,6 +12,7 @@
 struct options {
 	enum mount_scope scope;
 	bool datasync;
+	uint64_t timeout_usec; /* 0: none */
 };
 
 static const char *const scope_names[] = {
@@ -55,12 +56,22 @@ static int read_option(sd_bus_message *m, struct options *o, sd_bus_error *error
 		o->datasync = r >= 0 && yes;
 		return r;
 	}
+	if (strcmp(key, "timeout-usec") == 0 && strcmp(contents, "t") == 0)
+		return sd_bus_message_read(m, "v", "t", &o->timeout_usec);
 	return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
-				 "Unknown option \"%s\" of type %s; known: scope (s), datasync (b)", key, contents);
+				 "Unknown option \"%s\" of type %s; known: scope (s), datasync (b), timeout-usec (t)",
+				 key, contents);
+}
+
+static uint64_t deadline(uint64_t timeout_usec)
+{
+	uint64_t now = now_usec(CLOCK_MONOTONIC);
+
+	return timeout_usec == 0 || timeout_usec > UINT64_MAX - now ? 0 : now + timeout_usec;
 }
 
 /* `only`: besides auto, the one scope that makes sense; MOUNT_SCOPE_AUTO: all do. */
-static int read_options(sd_bus_message *m, enum mount_scope only, enum mount_scope *ret, sd_bus_error *error)
+static int read_options(sd_bus_message *m, enum mount_scope only, struct bus_options *ret, sd_bus_error *error)
 {
 	struct options o = { .scope = MOUNT_SCOPE_AUTO };
 	int r;
@@ -88,7 +99,10 @@ static int read_options(sd_bus_message *m, enum mount_scope only, enum mount_sco
 	if (o.datasync && o.scope != MOUNT_SCOPE_FILE)
 		return sd_bus_error_set(error, SD_BUS_ERROR_INVALID_ARGS,
 					"Option \"datasync\" needs option \"scope\" to be \"file\"");
-	*ret = o.datasync ? MOUNT_SCOPE_FILE_DATA : o.scope;
+	*ret = (struct bus_options){
+		.scope = o.datasync ? MOUNT_SCOPE_FILE_DATA : o.scope,
+		.deadline_usec = deadline(o.timeout_usec),
+	};
 	return 0;
 }
 
@@ -126,27 +140,27 @@ static int get_version(sd_bus *bus, const char *path, const char *interface, con
 
 static int method_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
-	enum mount_scope scope;
+	struct bus_options options;
 	int fd, r;
 
 	r = sd_bus_message_read(m, "h", &fd);
 	if (r < 0)
 		return r;
-	r = read_options(m, MOUNT_SCOPE_AUTO, &scope, error);
-	return r < 0 ? r : bus_call_flush_fd(userdata, m, fd, scope, error);
+	r = read_options(m, MOUNT_SCOPE_AUTO, &options, error);
+	return r < 0 ? r : bus_call_flush_fd(userdata, m, fd, &options, error);
 }
 
 static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
-	enum mount_scope scope;
+	struct bus_options options;
 	const char *path;
 	int r;
 
 	r = sd_bus_message_read(m, "s", &path);
 	if (r < 0)
 		return r;
-	r = read_options(m, MOUNT_SCOPE_FILESYSTEM, &scope, error);
-	return r < 0 ? r : bus_call_flush_path(userdata, m, path, error);
+	r = read_options(m, MOUNT_SCOPE_FILESYSTEM, &options, error);
+	return r < 0 ? r : bus_call_flush_path(userdata, m, path, &options, error);
 }
 
 #define FLUSH_RESULT SD_BUS_RESULT("a(ot)", epochs, "s", scope, "s", basis, "t", durable_usec)
@@ -316,10 +330,10 @@ static int get_loss_origin(sd_bus *bus, const char *path, const char *interface,
 static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
 	struct bus_region *br = userdata;
-	enum mount_scope scope;
-	int r = read_options(m, MOUNT_SCOPE_REGION, &scope, error);
+	struct bus_options options;
+	int r = read_options(m, MOUNT_SCOPE_REGION, &options, error);
 
-	return r < 0 ? r : bus_call_flush_region(br->bus, m, manager_region_get(br->mr)->name, error);
+	return r < 0 ? r : bus_call_flush_region(br->bus, m, manager_region_get(br->mr)->name, &options, error);
 }
 
 #define CONSTANT SD_BUS_VTABLE_PROPERTY_CONST

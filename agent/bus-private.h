@@ -20,14 +20,23 @@
 
 struct bus_call;
 
-/* Someone on the bus with calls that wait. */
+/* Someone on the bus with calls that wait, or who had some: whoever asks once will ask again. */
 struct bus_client {
 	struct bus *bus;
 	char *sender;
 	sd_bus_slot *match; /* tells when they leave */
+	sd_bus_slot *query; /* for their uid */
+	bool known;         /* it is here: */
+	uid_t uid;
 	unsigned int n_calls;
 	TAILQ_HEAD(, bus_call) calls;
 	TAILQ_ENTRY(bus_client) entry;
+};
+
+/* Of the flush methods. */
+struct bus_options {
+	enum mount_scope scope;
+	uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none */
 };
 
 /* The slot that a manager_region keeps for us. */
@@ -87,8 +96,10 @@ char *bus_region_path(const char *name);
 /* ---- bus-call.c ---- */
 
 /* What a call asks for; each returns as a method handler does, having taken the call or set `error`. */
-int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, enum mount_scope scope, sd_bus_error *error);
-int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, sd_bus_error *error);
-int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, sd_bus_error *error);
+int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, const struct bus_options *options, sd_bus_error *error);
+int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
+			sd_bus_error *error);
+int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, const struct bus_options *options,
+			  sd_bus_error *error);
 
 struct bus_client *bus_client_free(struct bus_client *c);

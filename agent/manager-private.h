@@ -78,11 +78,10 @@ struct part {
 struct request {
 	struct manager *manager;
 	int fd; /* -1 once every part has begun, and where there is none */
-	struct flush_caller caller;
 	struct target target;
 	struct part parts[MOUNT_MAX_LEAVES];
 	unsigned int n_parts;
-	bool submitted;
+	bool pinned; /* its regions are */
 	struct request_result result;
 	request_done_t done;
 	void *userdata;
@@ -90,7 +89,8 @@ struct request {
 
 /* ---- manager.c ---- */
 
-/* manager_rescan() for watch.c, which has read the witness: what it says of a region must not come after its removal. */
+/* manager_rescan() for watch.c, which has read the witness: what it says of a region must not come after its removal.
+ */
 int manager_scan(struct manager *m);
 void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
 struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
@@ -105,6 +105,9 @@ DEFINE_CLEANUP(struct manager_region *, round_region_free)
 /* A request has come for the region, which stays valid until that has been answered. */
 void round_region_pin(struct manager_region *mr);
 void round_region_unpin(struct manager_region *mr);
+
+/* A request has arrived at its queue. */
+void round_region_arrived(struct manager_region *mr);
 
 /* Off the list: what waits is answered, the round in flight keeps its own result, and then it is freed. */
 void round_region_remove(struct manager_region *mr);

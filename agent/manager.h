@@ -104,7 +104,8 @@ typedef void (*request_done_t)(const struct request_result *result, void *userda
 
 /*
  * Flush what the descriptor stands for (`fd` is consumed), what is mounted at `path`, or a region. 0: `done` will be
- * called. Positive: the answer is known already, with `detail`. Negative: an errno.
+ * called. Positive: the answer is known already, with `detail`. Negative: an errno. `caller` NULL: who asks is not
+ * known yet, and the request waits for request_admit().
  */
 int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
 		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
@@ -112,6 +113,9 @@ int manager_flush_path(struct manager *m, const char *path, const struct flush_c
 		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
 int manager_flush_region(struct manager *m, struct manager_region *mr, const struct flush_caller *caller,
 			 request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+
+/* 0, or the answer, with `detail`: the request is gone then. */
+int request_admit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX]);
 
 /* The client left: `done` will not be called. */
 void request_cancel(struct request *r);

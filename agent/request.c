@@ -16,7 +16,7 @@ static struct request *request_free(struct request *r)
 {
 	if (!r)
 		return NULL;
-	for (unsigned int i = 0; r->submitted && i < r->n_parts; i++)
+	for (unsigned int i = 0; r->pinned && i < r->n_parts; i++)
 		round_region_unpin(r->parts[i].region);
 	/* Not every part has begun: this may be the last reference to a file, whose release can block. */
 	if (r->fd >= 0)
@@ -141,11 +141,11 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 }
 
 /* All parts queue up, or none does. */
-static int submit(struct request *r, char detail[static MOUNT_DETAIL_MAX])
+static int submit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
 {
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		struct manager_region *mr = r->parts[i].region;
-		int answer = flush_arrive(mr->flush, &r->target.flush, &r->caller, &r->parts[i]);
+		int answer = flush_arrive(mr->flush, &r->target.flush, caller, &r->parts[i]);
 
 		if (answer != 0) {
 			while (i-- > 0)
@@ -153,14 +153,12 @@ static int submit(struct request *r, char detail[static MOUNT_DETAIL_MAX])
 			return describe_refusal(mr, answer, detail);
 		}
 	}
-	r->submitted = true;
 	for (unsigned int i = 0; i < r->n_parts; i++)
-		round_region_pin(r->parts[i].region);
+		round_region_arrived(r->parts[i].region);
 	return 0;
 }
 
-static struct request *request_new(struct manager *m, int fd, const struct flush_caller *caller, request_done_t done,
-				   void *userdata)
+static struct request *request_new(struct manager *m, int fd, request_done_t done, void *userdata)
 {
 	struct request *r = calloc(1, sizeof(*r));
 
@@ -168,19 +166,25 @@ static struct request *request_new(struct manager *m, int fd, const struct flush
 		return NULL;
 	r->manager = m;
 	r->fd = fd;
-	r->caller = *caller;
 	r->done = done;
 	r->userdata = userdata;
 	return r;
 }
 
-static int finish_new(struct request **r, int answer, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+static int finish_new(struct request **r, int answer, const struct flush_caller *caller, struct request **ret,
+		      char detail[static MOUNT_DETAIL_MAX])
 {
-	(*r)->result.scope = (*r)->target.flush.scope;
-	if (answer == 0)
-		answer = submit(*r, detail);
 	if (answer != 0)
 		return answer;
+	(*r)->result.scope = (*r)->target.flush.scope;
+	(*r)->pinned = true;
+	for (unsigned int i = 0; i < (*r)->n_parts; i++)
+		round_region_pin((*r)->parts[i].region);
+	if (caller) {
+		answer = submit(*r, caller, detail);
+		if (answer != 0)
+			return answer;
+	}
 	*ret = *r;
 	*r = NULL;
 	return 0;
@@ -205,7 +209,7 @@ static void target_region(const struct manager_region *mr, struct request *r)
 int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
 		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, done, userdata);
 	struct manager_region *emulated;
 	int answer;
 
@@ -216,20 +220,20 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 	emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(m, fd);
 	if (emulated) {
 		target_region(emulated, r);
-		return finish_new(&r, 0, ret, detail);
+		return finish_new(&r, 0, caller, ret, detail);
 	}
 
 	answer = mount_resolve_fd(fd, scope, &r->target, detail);
 	if (answer < 0)
 		return answer;
 	answer = find_parts(r, answer, detail);
-	return finish_new(&r, answer, ret, detail);
+	return finish_new(&r, answer, caller, ret, detail);
 }
 
 int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,
 		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
 	int answer;
 
 	if (!r)
@@ -239,19 +243,28 @@ int manager_flush_path(struct manager *m, const char *path, const struct flush_c
 		return answer;
 	if (answer != PMEM_AGENT_NOT_FOUND)
 		answer = find_parts(r, answer, detail);
-	return finish_new(&r, answer, ret, detail);
+	return finish_new(&r, answer, caller, ret, detail);
 }
 
 int manager_flush_region(struct manager *m, struct manager_region *mr, const struct flush_caller *caller,
 			 request_done_t done, void *userdata, struct request **ret,
 			 char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
 
 	if (!r)
 		return -ENOMEM;
 	target_region(mr, r);
-	return finish_new(&r, check_method(mr->region, detail), ret, detail);
+	return finish_new(&r, check_method(mr->region, detail), caller, ret, detail);
+}
+
+int request_admit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
+{
+	int answer = submit(r, caller, detail);
+
+	if (answer != 0)
+		request_free(r);
+	return answer;
 }
 
 /* ---- what becomes of it ---- */

@@ -385,8 +385,7 @@ static int on_wakeup(sd_event_source *source, uint64_t usec, void *userdata)
 static void settle_page(struct manager_region *mr)
 {
 	const struct pmem_agent_page *page = mr->page;
-	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER &&
-		       page->agent.loss_round >= page->worker.started;
+	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER && page->agent.loss_round >= page->worker.started;
 
 	if (page->worker.failed > page->agent.failed_seen)
 		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
@@ -470,8 +469,8 @@ static int prepare(struct manager_region *mr)
 	started = mr->page->worker.started;
 	if (started < mr->page->agent.loss_round)
 		started = mr->page->agent.loss_round;
-	mr->flush = flush_new(m->conf->queue_depth, 1 + (m->conf->queue_depth - 1) / UID_SHARE, started,
-			      mr->page->agent.epoch);
+	mr->flush =
+	    flush_new(m->conf->queue_depth, 1 + (m->conf->queue_depth - 1) / UID_SHARE, started, mr->page->agent.epoch);
 	if (!mr->flush)
 		return -ENOMEM;
 	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
@@ -521,6 +520,10 @@ int round_region_new(struct manager *m, struct region *region, struct manager_re
 void round_region_pin(struct manager_region *mr)
 {
 	mr->n_pins++;
+}
+
+void round_region_arrived(struct manager_region *mr)
+{
 	kick(mr);
 }
 

@@ -119,13 +119,15 @@ static inline void on_done(const struct request_result *result, void *userdata)
 	a->result = *result;
 }
 
+static const struct flush_caller me = { .uid = 1 };
+
 static inline struct request *ask(struct answer_of *a)
 {
 	char detail[MOUNT_DETAIL_MAX];
 	struct request *request;
 
 	*a = (struct answer_of){};
-	assert_int_equal(manager_flush_region(manager, emu0(), on_done, a, &request, detail), 0);
+	assert_int_equal(manager_flush_region(manager, emu0(), &me, on_done, a, &request, detail), 0);
 	return request;
 }
 
@@ -141,7 +143,7 @@ static inline void assert_refused(enum pmem_agent_answer answer)
 	char detail[MOUNT_DETAIL_MAX];
 	struct request *request;
 
-	assert_int_equal(manager_flush_region(manager, emu0(), on_done, NULL, &request, detail), answer);
+	assert_int_equal(manager_flush_region(manager, emu0(), &me, on_done, NULL, &request, detail), answer);
 }
 
 static inline void stop(pid_t pid)
