@@ -300,6 +300,8 @@ static int append_options(const struct ctl *c, sd_bus_message *m)
 		r = sd_bus_message_append(m, "{sv}", "scope", "s", scope);
 	if (r >= 0 && c->datasync)
 		r = sd_bus_message_append(m, "{sv}", "datasync", "b", 1);
+	if (r >= 0 && c->timeout_usec)
+		r = sd_bus_message_append(m, "{sv}", "timeout-usec", "t", c->timeout_usec);
 	return r < 0 ? r : sd_bus_message_close_container(m);
 }
 

@@ -25,6 +25,7 @@ enum option_value {
 	OPTION_DATASYNC,
 	OPTION_FALLBACK,
 	OPTION_SCOPE,
+	OPTION_TIMEOUT,
 };
 
 /* A row an option: its number below is its place in `options`. */
@@ -33,6 +34,7 @@ static const struct option options[] = {
 	{ "datasync", no_argument, NULL, OPTION_DATASYNC },
 	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
+	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "json", no_argument, NULL, 'j' },
 	{ "quiet", no_argument, NULL, 'q' },
 	{ "help", no_argument, NULL, 'h' },
@@ -41,7 +43,7 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all", "datasync", "fallback", "scope", "json", "quiet", "help", "version",
+	"all", "datasync", "fallback", "scope", "timeout", "json", "quiet", "help", "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -76,6 +78,7 @@ static const char *const hints[PMEM_AGENT_N_ANSWERS] = {
 	[PMEM_AGENT_REFUSED] = "",
 	[PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
 	[PMEM_AGENT_DENIED] = "; try it as root",
+	[PMEM_AGENT_TIMEOUT] = "; do not rely on it: flush again, or wait for longer",
 };
 
 /* Errors that are not the agent's own, and what they amount to. */
@@ -133,13 +136,14 @@ int ctl_call_failed(const char *subject, const sd_bus_error *error)
 
 int ctl_worse(int a, int b)
 {
-	const int lost = answer_get(PMEM_AGENT_LOST)->exit_status,
-		  unknown = answer_get(PMEM_AGENT_UNKNOWN)->exit_status;
+	static const enum pmem_agent_answer worst[] = { PMEM_AGENT_LOST, PMEM_AGENT_UNKNOWN, PMEM_AGENT_TIMEOUT };
 
-	if (a == lost || b == lost)
-		return lost;
-	if (a == unknown || b == unknown)
-		return unknown;
+	for (unsigned int i = 0; i < ARRAY_SIZE(worst); i++) {
+		int status = answer_get(worst[i])->exit_status;
+
+		if (a == status || b == status)
+			return status;
+	}
 	return a != 0 ? a : b;
 }
 
@@ -169,6 +173,7 @@ static void print_help(void)
 	       "  --all                          flush: every asynchronous region\n"
 	       "  --scope=SCOPE                  flush: file, filesystem or region, whatever the path is\n"
 	       "  --datasync                     flush: a file's data, without its times and mode\n"
+	       "  --timeout=SEC                  flush: wait for so many seconds at most\n"
 	       "  --fallback                     flush: on other storage do what sync does, and say so\n"
 	       "  -j --json                      print JSON\n"
 	       "  -q --quiet                     print errors only\n"
@@ -181,6 +186,20 @@ static int usage_error(const char *what, const char *value)
 {
 	ctl_error(NULL, "%s%s; see \"pmemctl --help\"", what, value);
 	return CTL_EXIT_USAGE;
+}
+
+/* Seconds, with up to six decimals, as microseconds; 0: it is none, or no time at all. */
+static uint64_t parse_seconds(const char *text)
+{
+	uint64_t usec = 0, unit = USEC_PER_SEC;
+	const char *p = text;
+
+	for (; *p >= '0' && *p <= '9' && p - text < 9; p++)
+		usec = usec * 10 + (uint64_t)(*p - '0') * USEC_PER_SEC;
+	if (p > text && *p == '.')
+		for (p++; *p >= '0' && *p <= '9' && unit > 1; p++)
+			usec += (uint64_t)(*p - '0') * (unit /= 10);
+	return *p ? 0 : usec;
 }
 
 /* 0, a negative value to end with success, or the exit status. */
@@ -199,6 +218,10 @@ static int parse_option(struct ctl *c, int value)
 	case OPTION_SCOPE:
 		c->scope = optarg;
 		return 0;
+	case OPTION_TIMEOUT:
+		c->timeout_usec = parse_seconds(optarg);
+		return c->timeout_usec ? 0
+				       : usage_error("--timeout is a number of seconds, as 10 or 0.5, not ", optarg);
 	case 'j':
 		c->json = true;
 		return 0;
@@ -221,8 +244,9 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 	static const char *const scopes[] = { "file", "filesystem", "region" };
 	bool known = !c->scope;
 
-	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope))
-		return usage_error("--all, --datasync, --fallback and --scope are for flush, not for ", verb->name);
+	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope || c->timeout_usec))
+		return usage_error("--all, --datasync, --fallback, --scope and --timeout are for flush, not for ",
+				   verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
 		known |= strcmp(c->scope, scopes[i]) == 0;
 	if (!known)

@@ -18,6 +18,7 @@
 struct ctl {
 	bool json, quiet, all, fallback, datasync;
 	const char *scope;
+	uint64_t timeout_usec; /* 0: none */
 	sd_bus *bus;
 };
 
@@ -49,7 +50,7 @@ int ctl_call_failed(const char *subject, const sd_bus_error *error);
 /* Whether the error says that no agent is there: then it hasn't seen the call. */
 bool ctl_agent_is_absent(const sd_bus_error *error);
 
-/* The worse of two exit statuses: lost, then unknown, then whichever came first. */
+/* The worse of two exit statuses: lost, then unknown, then timed out, then whichever came first. */
 int ctl_worse(int a, int b);
 
 /* ---- tables, as text and as JSON ---- */

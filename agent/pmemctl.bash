@@ -10,7 +10,7 @@ _pmemctl()
 {
 	local verbs="list status flush watch"
 	local options="--json --quiet --help --version"
-	local flush_options="--all --datasync --fallback --scope="
+	local flush_options="--all --datasync --fallback --scope= --timeout="
 	local word=${COMP_WORDS[COMP_CWORD]} verb= i
 	local IFS=$' \t\n'
 
@@ -24,7 +24,9 @@ _pmemctl()
 	done
 
 	COMPREPLY=()
-	if [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
+	if [[ ${COMP_WORDS[COMP_CWORD - 1]} == --timeout || ${COMP_WORDS[COMP_CWORD - 2]-} == --timeout ]]; then
+		:
+	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
 		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"

@@ -237,8 +237,8 @@ static void test_bad_options_flush_nothing(void **state)
 {
 	uint64_t before = get_number("Epoch");
 
-	call_with_option("scoop", "s", "file", "\"scoop\" of type s; known: scope (s), datasync (b)");
-	call_with_option("scope", "b", NULL, "\"scope\" of type b; known: scope (s), datasync (b)");
+	call_with_option("scoop", "s", "file", "\"scoop\" of type s; known: scope (s), datasync (b), timeout-usec (t)");
+	call_with_option("scope", "b", NULL, "\"scope\" of type b; known: scope (s), datasync (b), timeout-usec (t)");
 	call_with_option("scope", "s", "disk", "\"disk\"; known: auto, file, filesystem, region");
 	call_with_option("datasync", "b", NULL, "\"datasync\" needs");
 	assert_int_equal(get_number("Epoch"), before);

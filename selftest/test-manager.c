@@ -123,6 +123,78 @@ static void test_path_descriptor(void **state)
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 }
 
+/* ---- who asks ---- */
+
+/* Answered at its deadline, while the round of its goes on, and nothing begins beside that. */
+static void test_deadline(void **state)
+{
+	struct flush_caller hurried = { .uid = 1 };
+	struct answer_of a, b = { .told = false };
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+	pid_t worker;
+
+	start_agent();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	worker = (pid_t)page->worker.pid;
+	stop(worker);
+	hurried.deadline_usec = now_usec(CLOCK_MONOTONIC) + 20 * USEC_PER_MSEC;
+	ask(&a);
+	assert_int_equal(manager_flush_region(manager, emu0(), &hurried, on_done, &b, &request, detail), 0);
+	assert_answer(&b, PMEM_AGENT_TIMEOUT);
+	assert_true(now_usec(CLOCK_MONOTONIC) >= hurried.deadline_usec);
+	assert_int_equal(b.result.error, ETIMEDOUT);
+	assert_false(a.told);
+	assert_int_equal(status().state, FLUSH_IN_FLIGHT);
+	assert_int_equal(status().started, 2);
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_int_equal(status().epoch, 2);
+}
+
+/* One user fills a quarter of the queue, and no more; the others notice nothing. */
+static void test_quota(void **state)
+{
+	static struct answer_of answers[257];
+	static const struct flush_caller other = { .uid = 2 };
+	struct answer_of a = { .told = false };
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+
+	start_agent();
+	for (unsigned int i = 0; i < 256; i++)
+		ask(&answers[i]);
+	assert_refused(PMEM_AGENT_BUSY);
+	assert_int_equal(manager_flush_region(manager, emu0(), &other, on_done, &a, &request, detail), 0);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	for (unsigned int i = 0; i < 256; i++)
+		assert_answer(&answers[i], PMEM_AGENT_DURABLE);
+	assert_int_equal(status().epoch, 1);
+	ask(&answers[256]);
+	assert_answer(&answers[256], PMEM_AGENT_DURABLE);
+}
+
+/* Who asks is told later: by then the region may be gone, or lost. */
+static void test_admitted_later(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct answer_of a = { .told = false }, b = { .told = false };
+	struct request *first, *second;
+
+	start_agent();
+	assert_int_equal(manager_flush_region(manager, emu0(), NULL, on_done, &a, &first, detail), 0);
+	assert_int_equal(manager_flush_region(manager, emu0(), NULL, on_done, &b, &second, detail), 0);
+	assert_int_equal(status().waiting, 0);
+	assert_int_equal(request_admit(first, &me, detail), 0);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	round_lose(emu0(), EIO, FLUSH_ORIGIN_WITNESS);
+	assert_int_equal(request_admit(second, &me, detail), PMEM_AGENT_LOST);
+	assert_false(b.told);
+	assert_int_equal(manager_flush_region(manager, emu0(), NULL, on_done, &b, &second, detail), 0);
+	request_cancel(second);
+}
+
 /* ---- the end ---- */
 
 static void on_stopped(bool clean, void *userdata)
@@ -175,6 +247,9 @@ int main(void)
 		TEST(test_worker_killed_idle),
 		TEST(test_replaced_file),
 		TEST(test_path_descriptor),
+		TEST(test_deadline),
+		TEST(test_quota),
+		TEST(test_admitted_later),
 		TEST(test_stop),
 		TEST(test_stop_while_the_host_hangs),
 		TEST(test_stop_when_lost),

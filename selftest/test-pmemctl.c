@@ -362,6 +362,28 @@ static void test_waits_watches_and_tells_the_loss(void **state)
 	fclose(watch_errors);
 }
 
+static void test_times_out(void **state)
+{
+	pid_t worker;
+
+	assert_int_equal(run("flush", "emu0"), 0);
+	worker = session_worker(&session);
+	assert_true(worker > 1);
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	assert_int_equal(run("flush", "--timeout=0.05", "emu0"), 18);
+	assert_says(err, "pmemctl: emu0: ");
+	assert_says(err, "by your deadline; do not rely on it");
+	wait_until_state("\"in-flight\"");
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	assert_int_equal(run("flush", "--timeout=60", "emu0"), 0);
+
+	assert_int_equal(run("flush", "--timeout=0", "emu0"), 2);
+	assert_int_equal(run("flush", "--timeout=", "emu0"), 2);
+	assert_int_equal(run("flush", "--timeout=1s", "emu0"), 2);
+	assert_int_equal(run("flush", "--timeout=.5", "emu0"), 2);
+	assert_int_equal(run("list", "--timeout=1"), 2);
+}
+
 static void test_agent_ends_meanwhile(void **state)
 {
 	struct session other;
@@ -405,6 +427,7 @@ int main(void)
 		cmocka_unit_test(test_failures),
 		cmocka_unit_test(test_no_permission),
 		cmocka_unit_test(test_fallback),
+		cmocka_unit_test(test_times_out),
 		cmocka_unit_test(test_waits_watches_and_tells_the_loss),
 		cmocka_unit_test(test_agent_ends_meanwhile),
 	};
