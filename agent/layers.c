@@ -33,7 +33,7 @@ static int too_much(const char *path, char *detail)
 
 static int add_leaf(struct layers *l, const char *path, char *detail)
 {
-	struct leaf leaf = {.character = false};
+	struct leaf leaf = { .character = false };
 	int e;
 
 	e = sysfs_read_devnum(&leaf.devnum, "%s/dev", path);
@@ -55,7 +55,7 @@ static void look_at_queue(struct layers *l, const char *path)
 {
 	char text[32];
 
-	if (!l->write_through[0] &&
+	if (l->look_at_queues && !l->write_through[0] &&
 	    (sysfs_read(text, sizeof(text), "%s/queue/write_cache", path) < 0 || strcmp(text, "write back") != 0))
 		snprintf(l->write_through, sizeof(l->write_through), "%s", name_of(path));
 }

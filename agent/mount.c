@@ -129,7 +129,7 @@ static int add_ext4_journal(struct libmnt_fs *fs, dev_t device, struct layers *l
 
 static int add_xfs_devices(struct libmnt_fs *fs, dev_t device, struct layers *l, char *detail)
 {
-	static const char *const options[] = {"logdev", "rtdev"};
+	static const char *const options[] = { "logdev", "rtdev" };
 	char node[64], *value;
 	size_t n;
 	dev_t found;
@@ -157,7 +157,8 @@ static const struct filesystem {
 	bool syncfs_is_enough;
 	int (*add_devices)(struct libmnt_fs *fs, dev_t device, struct layers *l, char *detail);
 } filesystems[] = {
-    {"ext4", true, add_ext4_journal}, {"xfs", false, add_xfs_devices}, /* syncfs of a clean log may send nothing */
+	{ "ext4", true, add_ext4_journal },
+	{ "xfs", false, add_xfs_devices }, /* syncfs of a clean log may send nothing */
 };
 
 static const struct filesystem *find_filesystem(const char *name)
@@ -176,11 +177,11 @@ static int check_options(struct libmnt_fs *fs, char *detail)
 	static const struct {
 		const char *option, *value, *remedy;
 	} unflushed[] = {
-	    {"ro", NULL, "is read-only, so nothing flushes it; mount it read-write"},
-	    {"emergency_ro", NULL, "was set read-only after an error; check and repair it"},
-	    {"shutdown", NULL, "has been shut down; unmount, check and mount it again"},
-	    {"nobarrier", NULL, "is mounted nobarrier; mount it with barriers"},
-	    {"barrier", "0", "is mounted barrier=0; mount it with barriers"},
+		{ "ro", NULL, "is read-only, so nothing flushes it; mount it read-write" },
+		{ "emergency_ro", NULL, "was set read-only after an error; check and repair it" },
+		{ "shutdown", NULL, "has been shut down; unmount, check and mount it again" },
+		{ "nobarrier", NULL, "is mounted nobarrier; mount it with barriers" },
+		{ "barrier", "0", "is mounted barrier=0; mount it with barriers" },
 	};
 	char *value;
 	size_t n;
@@ -279,7 +280,7 @@ static bool is_resolved(int r)
 
 static int resolve_filesystem(struct libmnt_fs *fs, struct target *t, struct target *ret, char *detail)
 {
-	struct layers l = {.n_leaves = 0};
+	struct layers l = { .n_leaves = 0 };
 	const struct filesystem *known = NULL;
 	int r;
 
@@ -306,7 +307,7 @@ static int resolve_filesystem(struct libmnt_fs *fs, struct target *t, struct tar
 static int resolve_file(const struct statx *st, enum mount_scope scope, struct target *ret, char *detail)
 {
 	_cleanup_(table_freep) struct libmnt_table *table = NULL;
-	struct target t = {.device = makedev(st->stx_dev_major, st->stx_dev_minor)};
+	struct target t = { .device = makedev(st->stx_dev_major, st->stx_dev_minor) };
 	struct libmnt_fs *fs;
 	int e;
 
@@ -333,8 +334,8 @@ static int resolve_file(const struct statx *st, enum mount_scope scope, struct t
 
 static int resolve_block(const struct statx *st, enum mount_scope scope, struct target *ret, char *detail)
 {
-	struct target t = {.device = makedev(st->stx_rdev_major, st->stx_rdev_minor)};
-	struct layers l = {.n_leaves = 0};
+	struct target t = { .device = makedev(st->stx_rdev_major, st->stx_rdev_minor) };
+	struct layers l = { .n_leaves = 0 };
 	bool is_leaf;
 	int r;
 
@@ -363,10 +364,10 @@ static int resolve_block(const struct statx *st, enum mount_scope scope, struct 
 static int resolve_dax(const struct statx *st, enum mount_scope scope, struct target *ret, char *detail)
 {
 	struct target t = {
-	    .device = makedev(st->stx_rdev_major, st->stx_rdev_minor),
-	    .flush.scope = FLUSH_REGION,
-	    .n_leaves = 1,
-	    .leaves = {{.devnum = makedev(st->stx_rdev_major, st->stx_rdev_minor), .character = true}},
+		.device = makedev(st->stx_rdev_major, st->stx_rdev_minor),
+		.flush.scope = FLUSH_REGION,
+		.n_leaves = 1,
+		.leaves = { { .devnum = makedev(st->stx_rdev_major, st->stx_rdev_minor), .character = true } },
 	};
 	_cleanup_free_ char *path = sysfs_resolve("%s/dev/char/%u:%u", sys_root, major(t.device), minor(t.device));
 	_cleanup_free_ char *subsystem = path ? sysfs_resolve("%s/subsystem", path) : NULL;
@@ -419,7 +420,7 @@ int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char de
 int mount_resolve_path(const char *path, struct target *ret, char detail[static MOUNT_DETAIL_MAX])
 {
 	_cleanup_(table_freep) struct libmnt_table *table = NULL;
-	struct target t = {.flush.scope = FLUSH_FILESYSTEM};
+	struct target t = { .flush.scope = FLUSH_FILESYSTEM };
 	struct libmnt_fs *fs;
 	int e;
 
@@ -435,7 +436,8 @@ int mount_resolve_path(const char *path, struct target *ret, char detail[static 
 			       "nothing is mounted at %.160s; findmnt --target tells the mount point", path);
 	/* A worker opens it by that name. */
 	if (strlen(mnt_fs_get_target(fs)) >= sizeof(t.source))
-		return explain(detail, PMEM_AGENT_REFUSED, "the mount point's name is longer than %zu bytes; pass a descriptor",
+		return explain(detail, PMEM_AGENT_REFUSED,
+			       "the mount point's name is longer than %zu bytes; pass a descriptor",
 			       sizeof(t.source) - 1);
 	t.device = mnt_fs_get_devno(fs);
 	t.flush.device = t.device;
@@ -447,7 +449,7 @@ int mount_resolve_path(const char *path, struct target *ret, char detail[static 
 int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX])
 {
 	_cleanup_(table_freep) struct libmnt_table *table = NULL;
-	struct layers l = {.n_leaves = 0};
+	struct layers l = { .look_at_queues = true };
 	struct libmnt_fs *fs;
 	int r;
 

@@ -60,7 +60,8 @@ int mount_resolve_path(const char *path, struct target *ret, char detail[static 
 
 /*
  * Whether flushes of the target reach its leaves: mounted read-write with barriers, `write back` on every layer.
- * Called before and after each round. 0; PMEM_AGENT_UNFLUSHED, _FILESYSTEM (can't be seen any more), _GONE or _UNKNOWN
+ * For a worker, before and after each round: on Linux 7.2 reading queue/write_cache waits for the flush in flight if
+ * somebody is writing it. 0; PMEM_AGENT_UNFLUSHED, _FILESYSTEM (can't be seen any more), _GONE or _UNKNOWN
  * (it is on other devices now) with `detail`; or a negative errno.
  */
 int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX]);

@@ -12,20 +12,20 @@
 #define PAPR_PROVIDER "ibm,persistent-memory"
 
 static const char *const kind_names[N_REGION_KINDS] = {
-    [REGION_KIND_UNKNOWN] = "unknown",   [REGION_KIND_VIRTIO_PMEM] = "virtio-pmem",
-    [REGION_KIND_PAPR_SCM] = "papr_scm", [REGION_KIND_NFIT] = "nfit",
-    [REGION_KIND_E820] = "e820",         [REGION_KIND_EMULATED] = "emulated",
+	[REGION_KIND_UNKNOWN] = "unknown",   [REGION_KIND_VIRTIO_PMEM] = "virtio-pmem",
+	[REGION_KIND_PAPR_SCM] = "papr_scm", [REGION_KIND_NFIT] = "nfit",
+	[REGION_KIND_E820] = "e820",         [REGION_KIND_EMULATED] = "emulated",
 };
 
 static const char *const method_names[N_REGION_METHODS] = {
-    [REGION_METHOD_IMPOSSIBLE] = "impossible", [REGION_METHOD_BLOCK] = "block",
-    [REGION_METHOD_DEEP_FLUSH] = "deep-flush", [REGION_METHOD_HOST] = "host",
-    [REGION_METHOD_CPU_FLUSH] = "cpu-flush",   [REGION_METHOD_FILE] = "file",
+	[REGION_METHOD_IMPOSSIBLE] = "impossible", [REGION_METHOD_BLOCK] = "block",
+	[REGION_METHOD_DEEP_FLUSH] = "deep-flush", [REGION_METHOD_HOST] = "host",
+	[REGION_METHOD_CPU_FLUSH] = "cpu-flush",   [REGION_METHOD_FILE] = "file",
 };
 
 static const char *const mode_names[N_NAMESPACE_MODES] = {
-    [NAMESPACE_MODE_UNKNOWN] = "unknown", [NAMESPACE_MODE_RAW] = "raw",       [NAMESPACE_MODE_FSDAX] = "fsdax",
-    [NAMESPACE_MODE_DEVDAX] = "devdax",   [NAMESPACE_MODE_SECTOR] = "sector",
+	[NAMESPACE_MODE_UNKNOWN] = "unknown", [NAMESPACE_MODE_RAW] = "raw",       [NAMESPACE_MODE_FSDAX] = "fsdax",
+	[NAMESPACE_MODE_DEVDAX] = "devdax",   [NAMESPACE_MODE_SECTOR] = "sector",
 };
 
 const char *region_kind_to_string(enum region_kind kind)
@@ -107,8 +107,7 @@ static const struct namespace *find_block_namespace(const struct region *r)
 	for (unsigned int i = 0; i < r->n_namespaces; i++) {
 		const struct namespace *ns = &r->namespaces[i];
 
-		if ((ns->mode == NAMESPACE_MODE_RAW || ns->mode == NAMESPACE_MODE_FSDAX) && ns->devnum &&
-		    ns->write_back)
+		if ((ns->mode == NAMESPACE_MODE_RAW || ns->mode == NAMESPACE_MODE_FSDAX) && ns->devnum)
 			return ns;
 	}
 	return NULL;
@@ -130,14 +129,7 @@ static int weigh_other_namespace(struct region *r, const struct namespace *ns)
 				"%s is in devdax mode on /dev/%s: this guest has no way to flush it, only the host can",
 				ns->name, ns->device);
 	}
-	if (ns->mode == NAMESPACE_MODE_UNKNOWN)
-		return evidence(r, "%s is in a mode that the agent doesn't know", ns->name);
-	return evidence(
-	    r,
-	    "queue/write_cache of %s is write through: no flush reaches the host, and every call reports "
-	    "success; mend it with: echo \"write back\" > /sys/block/%s/queue/write_cache, then tell the agent "
-	    "with: udevadm trigger /dev/%s",
-	    ns->device, ns->device, ns->device);
+	return evidence(r, "%s is in a mode that the agent doesn't know", ns->name);
 }
 
 static int classify_virtio_pmem(struct region *r)
@@ -348,8 +340,7 @@ bool region_can_flush(const struct region *r)
 static bool namespace_equal(const struct namespace *a, const struct namespace *b)
 {
 	return strcmp(a->name, b->name) == 0 && a->mode == b->mode && strcmp(a->uuid, b->uuid) == 0 &&
-	       strcmp(a->device, b->device) == 0 && a->devnum == b->devnum && a->size == b->size &&
-	       a->write_back == b->write_back;
+	       strcmp(a->device, b->device) == 0 && a->devnum == b->devnum && a->size == b->size;
 }
 
 static bool seen_equal(const struct region *a, const struct region *b)

@@ -53,7 +53,6 @@ struct namespace {
 	char device[REGION_NAME_MAX];	/* kernel name: "pmem0", "dax0.0"; "" while it has none */
 	dev_t devnum;			/* of that device, a character device if it is devdax; 0 while it has none */
 	uint64_t size;			/* bytes */
-	bool write_back;		/* queue/write_cache says "write back"; false for a device-dax */
 };
 
 struct region {

@@ -106,40 +106,22 @@ static void lose_peers(struct manager_region *mr, int error)
 
 /* ---- a round ends ---- */
 
-static enum pmem_agent_answer answer_of(struct manager_region *mr, const struct worker_result *result)
-{
-	if (result->error == 0)
-		return PMEM_AGENT_DURABLE;
-	if (result->flushed)
-		return answer_from_flush_errno(result->error);
-	snprintf(mr->detail, sizeof(mr->detail), "%.120s could not be opened for the flush: %s", mr->target.source,
-		 strerrordesc_np(result->error));
-	return PMEM_AGENT_UNKNOWN;
-}
-
 static void end_round(struct manager_region *mr, const struct worker_result *result, enum flush_origin origin)
 {
 	struct manager *m = mr->manager;
-	enum pmem_agent_answer answer = answer_of(mr, result);
 	struct flush_status before, after;
-	int error = result->error, r;
 
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
 	status_of(mr, &before);
+	memcpy(mr->detail, result->detail, sizeof(mr->detail));
 
-	if (answer == PMEM_AGENT_DURABLE) {
-		/* Confirmed, unless its flush cannot have reached the host, or somebody took an error meanwhile. */
-		r = mount_check(&mr->target, mr->detail);
-		if (r != 0) {
-			answer = PMEM_AGENT_UNKNOWN;
-			error = r < 0 ? -r : 0;
-		}
+	/* Confirmed, unless somebody took an error meanwhile. */
+	if (result->answer == PMEM_AGENT_DURABLE)
 		watch_read(m, NULL);
-	}
-	flush_done(mr->flush, result->round, answer, error, origin, now());
+	flush_done(mr->flush, result->round, result->answer, result->error, origin, now());
 	publish_loss(mr);
-	if (answer == PMEM_AGENT_LOST) {
-		lose_peers(mr, error);
+	if (result->answer == PMEM_AGENT_LOST) {
+		lose_peers(mr, result->error);
 		watch_read(m, mr);
 	}
 	watch_resume(m);
@@ -180,16 +162,18 @@ static void end_worker(struct manager_region *mr)
 		return;
 
 	result.round = status.started;
+	result.answer = PMEM_AGENT_DURABLE;
 	if (page->worker.done != status.started) {
-		snprintf(mr->detail, sizeof(mr->detail), "the worker of %s died during the flush", mr->region->name);
+		result.answer = PMEM_AGENT_LOST;
 		result.error = EIO;
-		result.flushed = 1;
 		origin = FLUSH_ORIGIN_WORKER;
 	} else if (page->worker.failed == status.started) {
+		result.answer = PMEM_AGENT_LOST;
 		result.error = page->worker.error;
-		result.flushed = 1;
 	} else if (page->worker.durable != status.started) {
-		result.error = ECHILD;
+		result.answer = PMEM_AGENT_UNKNOWN;
+		snprintf(result.detail, sizeof(result.detail), "the worker of %s died before it told why",
+			 mr->region->name);
 	}
 	end_round(mr, &result, origin);
 }
@@ -287,26 +271,20 @@ static void plan(const struct region *region, const struct target *target, bool 
 static void begin_round(struct manager_region *mr, const struct flush_action *action)
 {
 	struct part *part = action->owner;
-	struct worker_round round = { .round = action->round };
-	enum pmem_agent_answer answer = PMEM_AGENT_UNKNOWN;
+	struct worker_round round = { .round = action->round, .target = part->request->target };
 	int fd = part->request->fd, r;
 
-	mr->target = part->request->target;
+	mr->target = round.target;
 	mr->detail[0] = '\0';
-	r = mount_check(&mr->target, mr->detail);
-	if (r > 0)
-		answer = (enum pmem_agent_answer)r;
-	if (r == 0)
-		r = ensure_worker(mr);
+	r = ensure_worker(mr);
 	if (r == 0) {
 		plan(mr->region, &mr->target, fd >= 0, &round);
 		r = worker_begin(mr->worker, &round, fd);
 	}
-	if (r != 0) {
-		if (r < 0)
-			snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s",
-				 mr->region->name, strerrordesc_np(-r));
-		flush_done(mr->flush, action->round, answer, r < 0 ? -r : 0, FLUSH_ORIGIN_NONE, now());
+	if (r < 0) {
+		snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s", mr->region->name,
+			 strerrordesc_np(-r));
+		flush_done(mr->flush, action->round, PMEM_AGENT_UNKNOWN, -r, FLUSH_ORIGIN_NONE, now());
 		return;
 	}
 

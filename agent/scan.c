@@ -86,7 +86,6 @@ static void scan_personality(struct ndctl_namespace *ndns, struct namespace *ns,
 
 static void scan_namespace(struct ndctl_namespace *ndns, struct namespace *ns)
 {
-	char write_cache[32];
 	sd_id128_t uuid = SD_ID128_NULL;
 
 	COPY(ns->name, ndctl_namespace_get_devname(ndns));
@@ -102,9 +101,6 @@ static void scan_namespace(struct ndctl_namespace *ndns, struct namespace *ns)
 		return;
 	}
 	sysfs_read_devnum(&ns->devnum, "/sys/class/block/%s/dev", ns->device);
-	ns->write_back =
-	    sysfs_read(write_cache, sizeof(write_cache), "/sys/class/block/%s/queue/write_cache", ns->device) == 0 &&
-	    strcmp(write_cache, "write back") == 0;
 }
 
 static void scan_deep_flush(struct region *r)
@@ -203,7 +199,7 @@ static int scan_context(struct ndctl_ctx *ctx, struct region_list *list)
 int scan_regions(struct region_list *ret)
 {
 	_cleanup_(ndctl_freep) struct ndctl_ctx *ctx = NULL;
-	_cleanup_(region_list_clear) struct region_list list = {.n_regions = 0};
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 	int e;
 
 	e = ndctl_new(&ctx);

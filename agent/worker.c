@@ -226,35 +226,54 @@ static int call_on(enum worker_call call, int fd)
 	return EINVAL;
 }
 
+static int open_for(enum worker_call call, const char *path, uint64_t device, uint64_t inode)
+{
+	return call == WORKER_DEEP_FLUSH ? open_attribute(path) : open_node(path, device, inode);
+}
+
+/* No flush of which anything is known: `r` is the answer, or a negative errno of what could not be done. */
+static void refuse(const struct worker_round *round, struct worker_result *ret, int r, const char *what)
+{
+	ret->answer = r > 0 ? (enum pmem_agent_answer)r : PMEM_AGENT_UNKNOWN;
+	ret->error = r < 0 ? -r : 0;
+	if (r < 0)
+		snprintf(ret->detail, sizeof(ret->detail), "%.120s could not be %s for the flush: %s",
+			 round->target.source, what, strerrordesc_np(-r));
+}
+
 static void make_round(const struct worker_round *round, int passed, struct worker_result *ret)
 {
 	_cleanup_close_ int opened = -1, then = -1;
-	int fd = passed;
+	int fd = passed, r;
 
 	*ret = (struct worker_result){ .round = round->round };
+	r = mount_check(&round->target, ret->detail);
+	if (r != 0)
+		return refuse(round, ret, r, "examined");
 
 	if (round->path[0]) {
-		opened = round->call == WORKER_DEEP_FLUSH ? open_attribute(round->path)
-							  : open_node(round->path, round->device, round->inode);
-		if (opened < 0) {
-			ret->error = -opened;
-			return;
-		}
-		fd = opened;
+		fd = opened = open_for(round->call, round->path, round->device, round->inode);
+		if (fd < 0)
+			return refuse(round, ret, fd, "opened");
 	}
 	if (round->then_path[0]) {
-		then = round->then == WORKER_DEEP_FLUSH ? open_attribute(round->then_path)
-							: open_node(round->then_path, round->then_device, 0);
-		if (then < 0) {
-			ret->error = -then;
-			return;
-		}
+		then = open_for(round->then, round->then_path, round->then_device, 0);
+		if (then < 0)
+			return refuse(round, ret, then, "opened");
 	}
 
-	ret->flushed = 1;
 	ret->error = call_on(round->call, fd);
 	if (ret->error == 0 && then >= 0)
 		ret->error = call_on(round->then, then);
+	if (ret->error != 0) {
+		ret->answer = answer_from_flush_errno(ret->error);
+		return;
+	}
+
+	/* Confirmed, unless what lies between has been changed meanwhile: then it may have confirmed nothing. */
+	r = mount_check(&round->target, ret->detail);
+	if (r != 0)
+		refuse(round, ret, r < 0 ? r : PMEM_AGENT_UNKNOWN, "examined again");
 }
 
 /* 1, or 0 when the agent is gone. */
@@ -299,9 +318,9 @@ static void work(int sock, struct pmem_agent_page *page)
 
 		make_round(&round, fd, &result);
 
-		if (result.error == 0) {
+		if (result.answer == PMEM_AGENT_DURABLE) {
 			store(page->worker.durable, round.round);
-		} else if (result.flushed && answer_from_flush_errno(result.error) == PMEM_AGENT_LOST) {
+		} else if (result.answer == PMEM_AGENT_LOST) {
 			store(page->worker.error, result.error);
 			store(page->worker.failed, round.round);
 		}

@@ -13,6 +13,7 @@
 #include <systemd/sd-id128.h>
 
 #include "lib/wire.h"
+#include "mount.h"
 #include "util.h"
 
 struct worker;
@@ -35,12 +36,14 @@ struct worker_round {
 	enum worker_call then;	/* _NODE or _DEEP_FLUSH, after a syncfs that may have sent no flush */
 	char then_path[288];	/* "" for none */
 	uint64_t then_device;	/* as `device` */
+	struct target target;	/* mount_check()ed before and after */
 };
 
 struct worker_result {
 	uint64_t round;
-	int32_t error;		/* 0: the host confirmed */
-	uint32_t flushed;	/* the error is of the flush itself; else nothing was flushed: the target could not be opened */
+	enum pmem_agent_answer answer;	/* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
+	int error;		/* errno behind it, 0 if none */
+	char detail[MOUNT_DETAIL_MAX];	/* why it is not durable, "" if there is nothing to add */
 };
 
 /*

@@ -29,7 +29,7 @@ static struct region *region_of(const char *provider)
 	return r;
 }
 
-static struct namespace *add_namespace(struct region *r, enum namespace_mode mode, const char *device, bool write_back)
+static struct namespace *add_namespace(struct region *r, enum namespace_mode mode, const char *device)
 {
 	struct namespace *ns = &r->namespaces[r->n_namespaces];
 
@@ -38,7 +38,6 @@ static struct namespace *add_namespace(struct region *r, enum namespace_mode mod
 	ns->mode = mode;
 	ns->devnum = device[0] ? makedev(259, r->n_namespaces) : 0;
 	ns->size = 0x7e00000;
-	ns->write_back = write_back;
 	r->n_namespaces++;
 	return ns;
 }
@@ -70,29 +69,23 @@ static void test_virtio_pmem(void **state)
 	static const struct {
 		enum namespace_mode mode;
 		const char *device;
-		bool write_back;
 		enum region_method method;
 		const char *evidence;
 	} rows[] = {
-	    {NAMESPACE_MODE_FSDAX, "pmem0", true, REGION_METHOD_BLOCK,
+	    {NAMESPACE_MODE_FSDAX, "pmem0", REGION_METHOD_BLOCK,
 	     "namespace0.0 is in fsdax mode on /dev/pmem0: fsync of it sends the flush"},
-	    {NAMESPACE_MODE_RAW, "pmem0", true, REGION_METHOD_BLOCK, "in raw mode on /dev/pmem0"},
-	    {NAMESPACE_MODE_FSDAX, "pmem0", false, REGION_METHOD_IMPOSSIBLE,
-	     "echo \"write back\" > /sys/block/pmem0/queue/write_cache"},
-	    {NAMESPACE_MODE_RAW, "pmem0", false, REGION_METHOD_IMPOSSIBLE, "pmem0 is write through"},
-	    {NAMESPACE_MODE_SECTOR, "pmem0s", true, REGION_METHOD_IMPOSSIBLE, "sector mode"},
-	    {NAMESPACE_MODE_SECTOR, "pmem0s", false, REGION_METHOD_IMPOSSIBLE, "sector mode"},
-	    {NAMESPACE_MODE_DEVDAX, "dax0.0", false, REGION_METHOD_HOST, "only the host can"},
-	    {NAMESPACE_MODE_DEVDAX, "", false, REGION_METHOD_IMPOSSIBLE, "has no device"},
-	    {NAMESPACE_MODE_FSDAX, "", false, REGION_METHOD_IMPOSSIBLE, "has no device"},
-	    {NAMESPACE_MODE_FSDAX, "", true, REGION_METHOD_IMPOSSIBLE, "has no device"},
-	    {NAMESPACE_MODE_UNKNOWN, "pmem0", true, REGION_METHOD_IMPOSSIBLE, "doesn't know"},
+	    {NAMESPACE_MODE_RAW, "pmem0", REGION_METHOD_BLOCK, "in raw mode on /dev/pmem0"},
+	    {NAMESPACE_MODE_SECTOR, "pmem0s", REGION_METHOD_IMPOSSIBLE, "sector mode"},
+	    {NAMESPACE_MODE_DEVDAX, "dax0.0", REGION_METHOD_HOST, "only the host can"},
+	    {NAMESPACE_MODE_DEVDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device"},
+	    {NAMESPACE_MODE_FSDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device"},
+	    {NAMESPACE_MODE_UNKNOWN, "pmem0", REGION_METHOD_IMPOSSIBLE, "doesn't know"},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		_cleanup_(region_freep) struct region *r = region_of("virtio-pmem");
 
-		add_namespace(r, rows[i].mode, rows[i].device, rows[i].write_back);
+		add_namespace(r, rows[i].mode, rows[i].device);
 		assert_method(r, REGION_KIND_VIRTIO_PMEM, true, rows[i].method, rows[i].evidence);
 		assert_evidence(r, "provider is virtio-pmem: the host's page cache holds the stores");
 	}
@@ -110,16 +103,15 @@ static void test_several_namespaces(void **state)
 {
 	_cleanup_(region_freep) struct region *r = region_of("virtio-pmem"), *full = region_of("virtio-pmem");
 
-	add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0", false);
-	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0", false);
-	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem1", true);
-	assert_method(r, REGION_KIND_VIRTIO_PMEM, true, REGION_METHOD_BLOCK, "pmem1");
-	assert_ptr_equal(r->flush_namespace, &r->namespaces[2]);
+	add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0");
+	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0");
+	assert_method(r, REGION_KIND_VIRTIO_PMEM, true, REGION_METHOD_BLOCK, "pmem0");
+	assert_ptr_equal(r->flush_namespace, &r->namespaces[1]);
 
 	/* More reasons than there is room for. */
 	for (int i = 0; i < REGION_MAX_NAMESPACES; i++)
-		strcpy(add_namespace(full, NAMESPACE_MODE_FSDAX, "pmem0", false)->uuid, UUID);
-	assert_method(full, REGION_KIND_VIRTIO_PMEM, true, REGION_METHOD_IMPOSSIBLE, "write through");
+		strcpy(add_namespace(full, NAMESPACE_MODE_SECTOR, "pmem0s")->uuid, UUID);
+	assert_method(full, REGION_KIND_VIRTIO_PMEM, true, REGION_METHOD_IMPOSSIBLE, "sector mode");
 	assert_int_equal(full->n_evidence, REGION_MAX_EVIDENCE);
 	assert_true(strlen(full->identity) > strlen(UUID) && strlen(full->identity) < REGION_IDENTITY_MAX);
 }
@@ -150,7 +142,7 @@ static void test_papr(void **state)
 		r->deep_flush = rows[i].deep_flush;
 		r->deep_flush_writable = rows[i].writable;
 		r->unarmed = rows[i].unarmed;
-		add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0", false);
+		add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0");
 		assert_method(r, REGION_KIND_PAPR_SCM, rows[i].required, rows[i].method, rows[i].evidence);
 	}
 }
@@ -179,7 +171,7 @@ static void test_nfit(void **state)
 		r->unarmed = rows[i].unarmed;
 		r->read_only = rows[i].read_only;
 		r->mappings = 1;
-		add_namespace(r, NAMESPACE_MODE_RAW, "pmem0", true);
+		add_namespace(r, NAMESPACE_MODE_RAW, "pmem0");
 		assert_method(r, REGION_KIND_NFIT, false, rows[i].method, rows[i].evidence);
 	}
 }
@@ -190,10 +182,10 @@ static void test_others(void **state)
 					      *almost = region_of("virtio-pmem2");
 	struct region *unknown[] = {cxl, none, almost};
 
-	add_namespace(e820, NAMESPACE_MODE_FSDAX, "pmem0", true);
+	add_namespace(e820, NAMESPACE_MODE_FSDAX, "pmem0");
 	assert_method(e820, REGION_KIND_E820, false, REGION_METHOD_IMPOSSIBLE, "plain RAM");
 	for (size_t i = 0; i < ARRAY_SIZE(unknown); i++) {
-		add_namespace(unknown[i], NAMESPACE_MODE_FSDAX, "pmem0", true);
+		add_namespace(unknown[i], NAMESPACE_MODE_FSDAX, "pmem0");
 		assert_method(unknown[i], REGION_KIND_UNKNOWN, false, REGION_METHOD_IMPOSSIBLE, "doesn't know how");
 	}
 	assert_evidence(cxl, "provider is CXL");
@@ -215,7 +207,7 @@ static void test_emulated(void **state)
 static void test_identity(void **state)
 {
 	_cleanup_(region_freep) struct region *r = region_of("virtio-pmem"), *nfit = region_of("ACPI.NFIT");
-	struct namespace *ns = add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0", true);
+	struct namespace *ns = add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0");
 
 	/* No UUID: the place, without the numbers of virtio, bus and region that differ from boot to boot. */
 	assert_int_equal(region_classify(r), 0);
@@ -235,7 +227,7 @@ static void test_identity(void **state)
 	strcpy(ns->uuid, UUID);
 	assert_int_equal(region_classify(r), 0);
 	assert_string_equal(r->identity, "uuid:" UUID);
-	strcpy(add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem1", true)->uuid, UUID);
+	strcpy(add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem1")->uuid, UUID);
 	assert_int_equal(region_classify(r), 0);
 	assert_string_equal(r->identity, "uuid:" UUID "," UUID);
 }
@@ -247,7 +239,7 @@ static void test_copies(void **state)
 	struct region *all[] = { c, other, b, a };
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(all); i++) {
-		strcpy(add_namespace(all[i], NAMESPACE_MODE_FSDAX, "pmem0", true)->uuid,
+		strcpy(add_namespace(all[i], NAMESPACE_MODE_FSDAX, "pmem0")->uuid,
 		       all[i] == other ? "5f0ff3e6-2a30-4ee4-b8ea-5a1a0ccae8b5"
 				       : "6a1ff3e6-2a30-4ee4-b8ea-5a1a0ccae8b5");
 		assert_int_equal(region_classify(all[i]), 0);
@@ -270,9 +262,9 @@ static void test_has_device(void **state)
 {
 	_cleanup_(region_freep) struct region *r = region_of("virtio-pmem");
 
-	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0", true)->devnum = makedev(259, 0);
-	add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0", false)->devnum = makedev(252, 0);
-	add_namespace(r, NAMESPACE_MODE_FSDAX, "", false);
+	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0")->devnum = makedev(259, 0);
+	add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0")->devnum = makedev(252, 0);
+	add_namespace(r, NAMESPACE_MODE_FSDAX, "");
 	assert_true(region_has_device(r, makedev(259, 0), false));
 	assert_true(region_has_device(r, makedev(252, 0), true));
 	assert_false(region_has_device(r, makedev(259, 1), false));
@@ -287,8 +279,8 @@ static struct region *sample(void)
 {
 	struct region *r = region_of("virtio-pmem");
 
-	strcpy(add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0", true)->uuid, UUID);
-	add_namespace(r, NAMESPACE_MODE_RAW, "pmem1", true);
+	strcpy(add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0")->uuid, UUID);
+	add_namespace(r, NAMESPACE_MODE_RAW, "pmem1");
 	assert_int_equal(region_classify(r), 0);
 	return r;
 }
@@ -342,7 +334,6 @@ static void test_equal(void **state)
 	NUMBER_DIFFERS(namespaces[1].mode);
 	NUMBER_DIFFERS(namespaces[1].devnum);
 	NUMBER_DIFFERS(namespaces[1].size);
-	NUMBER_DIFFERS(namespaces[1].write_back);
 	b->evidence[0][0] ^= 1;
 	assert_false(region_equal(a, b));
 	b->evidence[0][0] ^= 1;

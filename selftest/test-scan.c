@@ -259,7 +259,6 @@ static void test_fsdax(void **state)
 		assert_false(r->deep_flush_writable || r->flush_required || r->of_node || r->read_only || r->unarmed);
 		assert_namespace(&r->namespaces[0], first ? "namespace0.0" : "namespace1.0", NAMESPACE_MODE_FSDAX,
 				 first ? "pmem0" : "pmem1", makedev(259, first ? 0 : 1), "");
-		assert_true(r->namespaces[0].write_back);
 		assert_true(r->kind == REGION_KIND_VIRTIO_PMEM && r->method == REGION_METHOD_BLOCK && r->asynchronous);
 	}
 	assert_string_not_equal(list.regions[0]->name, list.regions[1]->name);
@@ -308,21 +307,6 @@ static void test_linux_7(void **state)
 }
 
 #define PMEM0 "/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0/region0/pfn0.0/block/pmem0"
-
-static void test_write_through(void **state)
-{
-	_cleanup_(region_freep) struct region *r = NULL, *without = NULL;
-
-	restore("virtio-pmem-fsdax-info");
-	change(PMEM0 "/queue/write_cache", "write through");
-	show();
-	r = scan_one();
-	assert_false(r->namespaces[0].write_back);
-	assert_int_equal(r->method, REGION_METHOD_IMPOSSIBLE);
-	change(PMEM0 "/queue/write_cache", NULL);
-	without = scan_one();
-	assert_false(without->namespaces[0].write_back);
-}
 
 static void test_seed(void **state)
 {
@@ -478,7 +462,7 @@ static void test_emulated(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7), TEST(test_write_through),
+	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7),
 	    TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),  TEST(test_unarmed),
 	    TEST(test_papr),    TEST(test_again), TEST(test_emulated),
 	};

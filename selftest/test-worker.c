@@ -130,8 +130,7 @@ static void test_confirmed(void **state)
 	round.device = target_stat.st_dev;
 	round.inode = target_stat.st_ino;
 	result = make_round(&round, -1);
-	assert_int_equal(result.error, 0);
-	assert_int_equal(result.flushed, 1);
+	assert_int_equal(result.answer, PMEM_AGENT_DURABLE);
 	assert_true(page->worker.started == 3);
 	assert_true(page->worker.durable == 3);
 	assert_true(page->worker.failed == 0);
@@ -148,7 +147,7 @@ static void test_replaced(void **state)
 	round.inode = target_stat.st_ino + 1;
 	result = make_round(&round, -1);
 	assert_int_equal(result.error, ESTALE);
-	assert_int_equal(result.flushed, 0);
+	assert_int_equal(result.answer, PMEM_AGENT_UNKNOWN);
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 0);
 }
@@ -168,7 +167,7 @@ static void test_failed(void **state)
 	struct worker_result result = make_round(&round, -1);
 
 	assert_int_equal(result.error, EIO);
-	assert_int_equal(result.flushed, 1);
+	assert_int_equal(result.answer, PMEM_AGENT_LOST);
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 2);
 	assert_int_equal(page->worker.error, EIO);
@@ -182,7 +181,7 @@ static void test_no_room(void **state)
 	struct worker_result result = make_round(&round, -1);
 
 	assert_int_equal(result.error, ENOSPC);
-	assert_int_equal(result.flushed, 1);
+	assert_int_equal(result.answer, PMEM_AGENT_FAILED);
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 0);
 }
