@@ -320,6 +320,15 @@ int region_refuse_copies(struct region **regions, unsigned int n)
 	return 0;
 }
 
+uint64_t region_identity_hash(const char *identity)
+{
+	uint64_t hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
+
+	for (const char *p = identity; *p; p++)
+		hash = (hash ^ (uint8_t)*p) * UINT64_C(0x100000001b3);
+	return hash;
+}
+
 bool region_has_device(const struct region *r, dev_t devnum, bool character)
 {
 	for (unsigned int i = 0; devnum && i < r->n_namespaces; i++) {

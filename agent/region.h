@@ -108,6 +108,9 @@ bool region_has_device(const struct region *r, dev_t devnum, bool character);
 /* Whether the agent itself can flush it: block, deep-flush or file. */
 bool region_can_flush(const struct region *r);
 
+/* Names the files about a region: identities are too long for that. */
+uint64_t region_identity_hash(const char *identity);
+
 /* Whether two scans saw the same thing, names and conclusions included. */
 bool region_equal(const struct region *a, const struct region *b);
 

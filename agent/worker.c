@@ -3,16 +3,16 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "answer.h"
+#include "child.h"
+#include "region.h"
 #include "worker.h"
 
 struct worker {
@@ -27,11 +27,7 @@ struct worker {
 
 void worker_page_path(const char *runtime_dir, const char *identity, char *ret, size_t size)
 {
-	uint64_t hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a: identities are too long for file names */
-
-	for (const char *p = identity; *p; p++)
-		hash = (hash ^ (uint8_t)*p) * UINT64_C(0x100000001b3);
-	snprintf(ret, size, "%s/%016" PRIx64 ".page", runtime_dir, hash);
+	snprintf(ret, size, "%s/%016" PRIx64 ".page", runtime_dir, region_identity_hash(identity));
 }
 
 static int map_page(int fd, struct pmem_agent_page **ret)
@@ -306,8 +302,9 @@ static int receive(int sock, struct worker_round *ret, int *ret_fd)
  * The page is written before the system call and again before anybody is told, so that whoever outlives this process
  * or its agent knows at least as much as they told.
  */
-static void work(int sock, struct pmem_agent_page *page)
+static void work(int sock, void *userdata)
 {
+	struct pmem_agent_page *page = userdata;
 	struct worker_round round;
 	struct worker_result result;
 	int fd;
@@ -331,50 +328,20 @@ static void work(int sock, struct pmem_agent_page *page)
 	}
 }
 
-static _Noreturn void child(int sock, struct pmem_agent_page *page)
-{
-	static const int ignored[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT };
-	sigset_t none;
-
-	/* It ends when its agent ends, and not in the middle of a round. */
-	for (size_t i = 0; i < ARRAY_SIZE(ignored); i++)
-		signal(ignored[i], SIG_IGN);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	prctl(PR_SET_NAME, "pmem-worker");
-
-	/* Nothing of the agent's may stay open here: not its sockets, not the other workers'. */
-	if (sock != 3 && dup3(sock, 3, O_CLOEXEC) < 0)
-		_exit(1);
-	if (close_range(4, ~0U, 0) < 0)
-		_exit(1);
-	work(3, page);
-	_exit(0);
-}
-
 /* ---- the agent's side ---- */
 
 int worker_start(struct pmem_agent_page *page, struct worker **ret)
 {
-	_cleanup_(worker_freep) struct worker *w = NULL;
-	_cleanup_close_ int theirs = -1;
+	_cleanup_(worker_freep) struct worker *w = calloc(1, sizeof(*w));
 	uint64_t start_time;
-	int sockets[2], r;
+	int r;
 
-	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
 	w->socket = -1;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0)
-		return -errno;
-	w->socket = sockets[0];
-	theirs = sockets[1];
-
-	w->pid = fork();
-	if (w->pid < 0)
-		return -errno;
-	if (w->pid == 0)
-		child(theirs, page);
+	r = child_start("pmem-worker", work, page, &w->pid, &w->socket);
+	if (r < 0)
+		return r;
 
 	/*
 	 * Who it is stands in the page before it is asked for anything: an agent that comes after us must find it. A
