@@ -42,6 +42,7 @@ static const struct row rows[] = {
     [PMEM_AGENT_REFUSED] = ROW("InvalidTarget", 14, EINVAL, "the target is nothing that can be flushed"),
     [PMEM_AGENT_NOT_FOUND] = ROW("NotFound", 15, ENOENT, "there is no such path, mount point or region"),
     [PMEM_AGENT_DENIED] = ROW("AccessDenied", 16, EACCES, "you may not ask for this"),
+    [PMEM_AGENT_STALE_LOSS] = ROW("StaleLoss", 17, ESTALE, "this is not the newest loss of the region"),
     [PMEM_AGENT_TIMEOUT] = ROW("TimedOut", 18, ETIMEDOUT, "the flush was not confirmed by your deadline; nobody can tell yet"),
 };
 

@@ -14,6 +14,7 @@
 #define BUS_MAX_CALLS_PER_CLIENT 96
 #define BUS_MAX_RESTING_CLIENTS  64
 #define BUS_ACTION_FLUSH         "io.pmem.agent.flush"
+#define BUS_ACTION_ACKNOWLEDGE   "io.pmem.agent.acknowledge"
 
 struct bus_call {
 	struct bus_client *client;
@@ -23,6 +24,8 @@ struct bus_call {
 	struct polkit *polkit;
 	uint64_t deadline_usec;
 	char *path, *region; /* what polkit is asked for: one of them */
+	bool acknowledge;    /* `loss` of `region`, instead of a flush */
+	uint64_t loss;
 	TAILQ_ENTRY(bus_call) entry;
 };
 
@@ -338,6 +341,20 @@ static int call_flush(struct bus_call *call, char detail[static MOUNT_DETAIL_MAX
 		  : PMEM_AGENT_GONE;
 }
 
+/* 0 is not an answer here, but that the call has been answered. */
+static int call_acknowledge(struct bus_call *call, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct manager *m = call->client->bus->manager;
+	struct manager_region *mr = manager_find_region(m, call->region);
+	int r = mr ? manager_acknowledge(m, mr, call->loss, detail) : PMEM_AGENT_GONE;
+
+	if (r != 0)
+		return r;
+	sd_bus_reply_method_return(call->message, NULL);
+	call_end(call);
+	return 0;
+}
+
 static void on_authorized(enum pmem_agent_answer answer, const char *reason, void *userdata)
 {
 	struct bus_call *call = userdata;
@@ -348,13 +365,22 @@ static void on_authorized(enum pmem_agent_answer answer, const char *reason, voi
 	call->polkit = polkit_free(call->polkit);
 	snprintf(detail, sizeof(detail), "%s", reason);
 	if (r == PMEM_AGENT_DURABLE)
-		r = call_flush(call, detail);
+		r = call->acknowledge ? call_acknowledge(call, detail) : call_flush(call, detail);
 	if (r != 0)
 		call_refused(call, r, detail);
 }
 
-static int call_authorize(struct bus *b, sd_bus_message *m, const char *path, const char *region,
-			  const struct bus_options *options, sd_bus_error *error)
+/* What is asked for is in `call` already. */
+static int call_authorize(struct bus_call *call, const char *action, sd_bus_error *error)
+{
+	int r = call->path || call->region ? polkit_check(call->message, action, on_authorized, call, &call->polkit)
+					   : -ENOMEM;
+
+	return call_begun(call, r, "", error);
+}
+
+int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
+			sd_bus_error *error)
 {
 	struct bus_call *call;
 	int r = call_new(b, m, &call, error);
@@ -362,21 +388,32 @@ static int call_authorize(struct bus *b, sd_bus_message *m, const char *path, co
 	if (r < 0)
 		return r;
 	call->deadline_usec = options->deadline_usec;
-	call->path = path ? strdup(path) : NULL;
-	call->region = region ? strdup(region) : NULL;
-	r = call->path || call->region ? polkit_check(m, BUS_ACTION_FLUSH, on_authorized, call, &call->polkit)
-				       : -ENOMEM;
-	return call_begun(call, r, "", error);
-}
-
-int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
-			sd_bus_error *error)
-{
-	return call_authorize(b, m, path, NULL, options, error);
+	call->path = strdup(path);
+	return call_authorize(call, BUS_ACTION_FLUSH, error);
 }
 
 int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, const struct bus_options *options,
 			  sd_bus_error *error)
 {
-	return call_authorize(b, m, NULL, region, options, error);
+	struct bus_call *call;
+	int r = call_new(b, m, &call, error);
+
+	if (r < 0)
+		return r;
+	call->deadline_usec = options->deadline_usec;
+	call->region = strdup(region);
+	return call_authorize(call, BUS_ACTION_FLUSH, error);
+}
+
+int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, uint64_t loss, sd_bus_error *error)
+{
+	struct bus_call *call;
+	int r = call_new(b, m, &call, error);
+
+	if (r < 0)
+		return r;
+	call->region = strdup(region);
+	call->acknowledge = true;
+	call->loss = loss;
+	return call_authorize(call, BUS_ACTION_ACKNOWLEDGE, error);
 }

@@ -132,6 +132,14 @@ static int get_basis(sd_bus *bus, const char *path, const char *interface, const
 	return sd_bus_message_append(reply, "s", manager_get_basis(b->manager));
 }
 
+static int get_state_problem(sd_bus *bus, const char *path, const char *interface, const char *property,
+			     sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus *b = userdata;
+
+	return sd_bus_message_append(reply, "s", manager_get_state_problem(b->manager));
+}
+
 static int get_version(sd_bus *bus, const char *path, const char *interface, const char *property,
 		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
@@ -171,6 +179,7 @@ static const sd_bus_vtable manager_vtable[] = {
 	SD_BUS_PROPERTY("BootId", "s", get_boot_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
 	SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_CONST),
 	SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
+	SD_BUS_PROPERTY("StateProblem", "s", get_state_problem, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,
@@ -183,6 +192,11 @@ int bus_add_manager(struct bus *b)
 	int r = sd_bus_add_object_manager(b->bus, NULL, BUS_PATH);
 
 	return r < 0 ? r : sd_bus_add_object_vtable(b->bus, NULL, BUS_PATH, BUS_INTERFACE_MANAGER, manager_vtable, b);
+}
+
+void bus_manager_tell_state(struct bus *b)
+{
+	sd_bus_emit_properties_changed(b->bus, BUS_PATH, BUS_INTERFACE_MANAGER, "StateProblem", NULL);
 }
 
 /* ---- io.pmem.Agent1.Region ---- */
@@ -289,6 +303,8 @@ static int get_number(sd_bus *bus, const char *path, const char *interface, cons
 		{ "Loss", status.loss.number },
 		{ "LossUSec", status.loss.usec },
 		{ "LossRound", status.loss.round },
+		{ "LossEpoch", status.loss.epoch },
+		{ "Acknowledged", status.acknowledged },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
@@ -327,6 +343,25 @@ static int get_loss_origin(sd_bus *bus, const char *path, const char *interface,
 	return sd_bus_message_append(reply, "s", flush_origin_to_string(status.loss.origin));
 }
 
+static int get_loss_earlier_boot(sd_bus *bus, const char *path, const char *interface, const char *property,
+				 sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	return sd_bus_message_append(reply, "b", status.loss.earlier_boot);
+}
+
+static int method_acknowledge_loss(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	struct bus_region *br = userdata;
+	uint64_t loss;
+	int r = sd_bus_message_read(m, "t", &loss);
+
+	return r < 0 ? r : bus_call_acknowledge(br->bus, m, manager_region_get(br->mr)->name, loss, error);
+}
+
 static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
 	struct bus_region *br = userdata;
@@ -363,7 +398,12 @@ static const sd_bus_vtable region_vtable[] = {
 	SD_BUS_PROPERTY("LossUSec", "t", get_number, 0, CHANGES),
 	SD_BUS_PROPERTY("LossOrigin", "s", get_loss_origin, 0, CHANGES),
 	SD_BUS_PROPERTY("LossRound", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("LossEpoch", "t", get_number, 0, CHANGES),
+	SD_BUS_PROPERTY("LossEarlierBoot", "b", get_loss_earlier_boot, 0, CHANGES),
+	SD_BUS_PROPERTY("Acknowledged", "t", get_number, 0, CHANGES),
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("a{sv}", options), FLUSH_RESULT, method_region_flush,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("AcknowledgeLoss", SD_BUS_ARGS("t", number), SD_BUS_NO_RESULT, method_acknowledge_loss,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_VTABLE_END,
 };
@@ -417,5 +457,5 @@ void bus_region_tell_status(struct bus_region *br)
 {
 	sd_bus_emit_properties_changed(br->bus->bus, br->path, BUS_INTERFACE_REGION, "State", "Epoch", "DurableUSec",
 				       "FlushingSinceUSec", "Waiting", "Loss", "LossErrno", "LossUSec", "LossOrigin",
-				       "LossRound", NULL);
+				       "LossRound", "LossEpoch", "LossEarlierBoot", "Acknowledged", NULL);
 }

@@ -85,6 +85,7 @@ void bus_keep_copy(struct bus *b, int fd);
 /* ---- bus-object.c ---- */
 
 int bus_add_manager(struct bus *b);
+void bus_manager_tell_state(struct bus *b);
 int bus_add_region(struct bus *b, struct manager_region *mr);
 struct bus_region *bus_region_free(struct bus_region *br);
 void bus_region_tell_scan(struct bus_region *br);
@@ -101,5 +102,6 @@ int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, cons
 			sd_bus_error *error);
 int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, const struct bus_options *options,
 			  sd_bus_error *error);
+int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, uint64_t loss, sd_bus_error *error);
 
 struct bus_client *bus_client_free(struct bus_client *c);

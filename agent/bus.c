@@ -206,8 +206,13 @@ static void region_added(struct bus *b, struct manager_region *mr)
 
 static void on_event(enum manager_event event, struct manager_region *mr, void *userdata)
 {
-	struct bus_region *br = manager_region_get_bus_slot(mr);
+	struct bus_region *br;
 
+	if (event == MANAGER_STATE) {
+		bus_manager_tell_state(userdata);
+		return;
+	}
+	br = manager_region_get_bus_slot(mr);
 	if (event == MANAGER_REGION_ADDED) {
 		region_added(userdata, mr);
 		return;
@@ -223,6 +228,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 		bus_region_tell_scan(br);
 		break;
 	case MANAGER_LOST:
+	case MANAGER_ACKNOWLEDGED:
 	case MANAGER_STALLED:
 	case MANAGER_RECOVERED:
 		br->dirty = false;
@@ -233,6 +239,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 		tell_later(br);
 		break;
 	case MANAGER_REGION_ADDED:
+	case MANAGER_STATE:
 		break;
 	}
 }

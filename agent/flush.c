@@ -50,10 +50,13 @@ struct flush {
 	enum flush_state state; /* never FLUSH_GATHERING */
 	bool adopted;           /* what is in flight is not ours */
 	bool gone;
-	bool latched;
+	bool latched;   /* loss.number > acknowledged */
+	bool overtaken; /* a loss was noticed while the round was in flight */
+	bool withheld, doubted;
 	uint64_t started, epoch, epoch_usec;
 	struct flush_time in_flight; /* when it began */
-	struct flush_loss loss;
+	struct flush_loss loss;      /* the newest, latched or not */
+	uint64_t acknowledged;
 
 	struct {
 		struct waiter waiter;
@@ -153,6 +156,8 @@ int flush_arrive(struct flush *f, const struct flush_target *target, const struc
 		return PMEM_AGENT_LOST;
 	if (f->gone)
 		return PMEM_AGENT_GONE;
+	if (f->doubted)
+		return PMEM_AGENT_UNKNOWN;
 	if (!w || (c && c->n_waiting >= f->quota))
 		return PMEM_AGENT_BUSY;
 
@@ -291,7 +296,7 @@ bool flush_next(struct flush *f, struct flush_time now, struct flush_action *ret
 
 	/* A latched or removed region has answered all that waited. */
 	w = TAILQ_FIRST(&f->waiting);
-	if (f->state != FLUSH_IDLE || !w)
+	if (f->state != FLUSH_IDLE || f->withheld || !w)
 		return false;
 	f->gather.on = w->target.scope == FLUSH_REGION && f->gather.missing > 0 && now.monotonic < f->gather.until_usec;
 	if (f->gather.on)
@@ -313,7 +318,7 @@ uint64_t flush_get_wakeup(const struct flush *f)
 static void land(struct flush *f)
 {
 	f->state = FLUSH_IDLE;
-	f->adopted = false;
+	f->adopted = f->overtaken = false;
 	f->in_flight = (struct flush_time){};
 }
 
@@ -339,11 +344,11 @@ void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, 
 
 	/*
 	 * A region that was latched while the round was in flight has answered its waiters; whatever the round
-	 * returned after that proves nothing, so the epoch stays.
+	 * returned after that proves nothing, so the epoch stays, acknowledged or not.
 	 */
 	if (answer == PMEM_AGENT_LOST)
 		flush_lose(f, error, origin, now.realtime);
-	else if (f->latched)
+	else if (f->overtaken)
 		;
 	else if (answer == PMEM_AGENT_DURABLE)
 		confirm(f, now.monotonic);
@@ -377,11 +382,13 @@ void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t n
 	 * may have rewritten the data just before this one took it away again.
 	 */
 	f->latched = true;
+	f->overtaken = f->state != FLUSH_IDLE;
 	f->loss = (struct flush_loss){
 		.number = f->loss.number + 1,
 		.error = error,
 		.origin = origin,
 		.round = f->started,
+		.epoch = f->epoch,
 		.usec = now,
 	};
 	TAILQ_FOREACH (w, &f->answered, entry) {
@@ -394,10 +401,46 @@ void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t n
 	answer_list(f, &f->waiting, PMEM_AGENT_LOST, error);
 }
 
-void flush_restore_loss(struct flush *f, const struct flush_loss *loss)
+int flush_acknowledge(struct flush *f, uint64_t number)
 {
-	f->loss = *loss;
-	f->latched = true;
+	if (f->withheld)
+		return PMEM_AGENT_UNKNOWN;
+	if (!f->latched || number != f->loss.number)
+		return PMEM_AGENT_STALE_LOSS;
+	f->acknowledged = number;
+	f->latched = false;
+	return 0;
+}
+
+void flush_restore_loss(struct flush *f, const struct flush_loss *loss, uint64_t acknowledged)
+{
+	if (f->latched)
+		f->loss.number += loss->number;
+	else if (loss->number > f->loss.number)
+		f->loss = *loss;
+	if (acknowledged > f->acknowledged)
+		f->acknowledged = acknowledged;
+	f->latched = f->loss.number > f->acknowledged;
+	if (f->latched)
+		answer_list(f, &f->waiting, PMEM_AGENT_LOST, f->loss.error);
+}
+
+void flush_withhold(struct flush *f)
+{
+	f->withheld = true;
+}
+
+void flush_doubt(struct flush *f)
+{
+	if (!f->withheld)
+		return;
+	f->doubted = true;
+	answer_list(f, &f->waiting, PMEM_AGENT_UNKNOWN, 0);
+}
+
+void flush_recalled(struct flush *f)
+{
+	f->withheld = f->doubted = false;
 }
 
 bool flush_stall(struct flush *f)
@@ -424,6 +467,8 @@ void flush_get_status(const struct flush *f, struct flush_status *ret)
 		.epoch_usec = f->epoch_usec,
 		.in_flight_usec = f->in_flight.realtime,
 		.waiting = f->n_waiting,
+		.acknowledged = f->acknowledged,
+		.withheld = f->withheld,
 	};
 	if (f->latched)
 		ret->loss = f->loss;
@@ -447,6 +492,7 @@ const char *flush_origin_to_string(enum flush_origin origin)
 		[FLUSH_ORIGIN_NONE] = "none",       [FLUSH_ORIGIN_ROUND] = "round",
 		[FLUSH_ORIGIN_WITNESS] = "witness", [FLUSH_ORIGIN_OVERRUN] = "overrun",
 		[FLUSH_ORIGIN_WORKER] = "worker",   [FLUSH_ORIGIN_PEER] = "peer",
+		[FLUSH_ORIGIN_RECORD] = "record",
 	};
 
 	return (unsigned int)origin < N_FLUSH_ORIGINS ? names[origin] : "unknown";
@@ -461,5 +507,7 @@ const char *flush_status_to_string(const struct flush_status *status)
 		[FLUSH_STALLED] = "stalled",
 	};
 
-	return status->loss.number ? "lost" : names[status->state];
+	if (status->loss.number)
+		return "lost";
+	return status->withheld ? "unknown" : names[status->state];
 }

@@ -71,6 +71,7 @@ enum flush_origin {
 	FLUSH_ORIGIN_OVERRUN,	/* the trace instance lost entries, so nobody can say that nothing failed */
 	FLUSH_ORIGIN_WORKER,	/* the worker died with a round in flight */
 	FLUSH_ORIGIN_PEER,	/* another region of the same target failed */
+	FLUSH_ORIGIN_RECORD,	/* it is on record, but of which region can't be told, or the record is damaged */
 	N_FLUSH_ORIGINS,
 };
 
@@ -79,7 +80,9 @@ struct flush_loss {
 	int error;		/* errno, positive */
 	enum flush_origin origin;
 	uint64_t round;		/* newest round begun when it was noticed */
+	uint64_t epoch;		/* newest round confirmed before */
 	uint64_t usec;		/* when, CLOCK_REALTIME */
+	bool earlier_boot;	/* `round` and `epoch` are those of an earlier boot */
 };
 
 struct flush_status {
@@ -91,6 +94,8 @@ struct flush_status {
 	uint64_t in_flight_usec;/* when the round in flight began, CLOCK_REALTIME; 0: none */
 	unsigned int waiting;	/* requests not answered yet */
 	struct flush_loss loss;	/* number 0: not lost */
+	uint64_t acknowledged;	/* number of the newest loss acknowledged */
+	bool withheld;		/* what an earlier boot lost is not known */
 };
 
 enum flush_action_type {
@@ -116,7 +121,10 @@ struct flush *flush_new(unsigned int depth, unsigned int quota, uint64_t started
 struct flush *flush_free(struct flush *f);
 DEFINE_CLEANUP(struct flush *, flush_free)
 
-/* A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _BUSY, _GONE at once. */
+/*
+ * A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _GONE, _UNKNOWN (in doubt), _BUSY
+ * at once.
+ */
 int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner);
 
 /* `owner` wants no answer any more (its client left). Its round goes on. */
@@ -147,11 +155,30 @@ void flush_adopt(struct flush *f, uint64_t started_usec);
 void flush_adopted(struct flush *f, uint64_t started);
 
 /*
- * A loss that no round of ours reported, or one found at start (`loss` as recorded). Every waiter is answered, and who
- * was to be told durable and has not been yet is told of the loss instead. `now`: CLOCK_REALTIME.
+ * A loss that no round of ours reported. Every waiter is answered, and who was to be told durable and has not been yet
+ * is told of the loss instead. `now`: CLOCK_REALTIME.
  */
 void flush_lose(struct flush *f, int error, enum flush_origin origin, uint64_t now);
-void flush_restore_loss(struct flush *f, const struct flush_loss *loss);
+
+/*
+ * Whoever rewrote what was lost says so, by its number. 0, or PMEM_AGENT_STALE_LOSS: there is no such loss, it is not
+ * the newest, or it has been acknowledged already; PMEM_AGENT_UNKNOWN while the region is withheld.
+ */
+int flush_acknowledge(struct flush *f, uint64_t number);
+
+/*
+ * The newest loss that was recorded before, and the newest acknowledged. Losses are numbered on from there; one that
+ * has been noticed meanwhile comes after it.
+ */
+void flush_restore_loss(struct flush *f, const struct flush_loss *loss, uint64_t acknowledged);
+
+/*
+ * What an earlier boot lost is not known yet: requests wait, and no round begins, until flush_recalled(). After
+ * flush_doubt() they are answered PMEM_AGENT_UNKNOWN, until then.
+ */
+void flush_withhold(struct flush *f);
+void flush_doubt(struct flush *f);
+void flush_recalled(struct flush *f);
 
 /* The round in flight takes longer than the stall time. False if there is none or this was known. */
 bool flush_stall(struct flush *f);
@@ -169,5 +196,5 @@ static inline bool flush_status_in_flight(const struct flush_status *status)
 const char *flush_scope_to_string(enum flush_scope scope);
 const char *flush_origin_to_string(enum flush_origin origin);
 
-/* "idle", "gathering", "in-flight", "stalled", or "lost" whatever else it is doing. */
+/* "idle", "gathering", "in-flight", "stalled"; or "lost", else "unknown" while withheld, whatever else it is doing. */
 const char *flush_status_to_string(const struct flush_status *status);

@@ -84,6 +84,9 @@ static void add_loss(struct json_object *o, const struct flush_loss *loss)
 	add_string(o, "error", strerrorname_np(loss->error));
 	add_string(o, "origin", flush_origin_to_string(loss->origin));
 	add_u64(o, "loss-usec", loss->usec);
+	add_u64(o, "loss-epoch", loss->epoch);
+	add_u64(o, "loss-round", loss->round);
+	json_object_object_add(o, "loss-earlier-boot", json_object_new_boolean(loss->earlier_boot));
 }
 
 static struct json_object *describe_region(const struct manager_region *mr)
@@ -186,6 +189,8 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 	struct flush_status status;
 	struct json_object *data;
 
+	if (event == MANAGER_STATE)
+		return;
 	manager_region_get_status(mr, &status);
 	switch (event) {
 	case MANAGER_REGION_ADDED:
@@ -208,6 +213,11 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 		add_loss(data, &status.loss);
 		send_event(h, "LOST", data);
 		break;
+	case MANAGER_ACKNOWLEDGED:
+		data = name_region(mr);
+		add_u64(data, "loss", status.acknowledged);
+		send_event(h, "ACKNOWLEDGED", data);
+		break;
 	case MANAGER_STALLED:
 		data = name_region(mr);
 		add_u64(data, "flushing-since-usec", status.in_flight_usec);
@@ -217,6 +227,7 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 		send_event(h, "RECOVERED", describe_region(mr));
 		break;
 	case MANAGER_ROUND:
+	case MANAGER_STATE:
 		break;
 	}
 }

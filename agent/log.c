@@ -46,6 +46,8 @@ static const char *const event_ids[N_LOG_EVENTS] = {
     [LOG_EVENT_CONFIG] = "294289191b03493fa7cd63a9ab58b274",
     [LOG_EVENT_WITNESS] = "ac4e5344b18b41c1a86e547c8855db2f",
     [LOG_EVENT_HOST] = "308aa7fdd4a640a8ac950c2cdd3f38ac",
+    [LOG_EVENT_ACKNOWLEDGED] = "15e85b4bad9744a788e4fafc252c2cb5",
+    [LOG_EVENT_STATE] = "6775714e59e04d0e930907fd0a005fa8",
 };
 
 const char *log_event_id(enum log_event event)

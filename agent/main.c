@@ -16,6 +16,7 @@
 #include "lib/wire.h"
 #include "log.h"
 #include "manager.h"
+#include "state.h"
 
 #ifndef PMEM_AGENT_CONF
 #define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
@@ -32,17 +33,19 @@ struct agent {
 
 static const char *conf_path = PMEM_AGENT_CONF;
 static const char *runtime_dir = PMEM_AGENT_RUNTIME_DIR;
+static const char *state_dir = STATE_DIR;
 
 static void usage(void)
 {
-	printf("pmem-agent [--config FILE] [--runtime-dir DIR]\n\n"
+	printf("pmem-agent [--config FILE] [--runtime-dir DIR] [--state-dir DIR]\n\n"
 	       "Flushes asynchronous persistent-memory regions for the programs of this guest.\n\n"
 	       "  --config FILE      read FILE instead of %s\n"
 	       "  --runtime-dir DIR  keep the regions' pages in DIR instead of %s\n"
+	       "  --state-dir DIR    record losses in DIR instead of %s\n"
 	       "  --version          print the version\n"
 	       "  --help             print this\n\n"
 	       "See pmem-agent(8).\n",
-	       PMEM_AGENT_CONF, PMEM_AGENT_RUNTIME_DIR);
+	       PMEM_AGENT_CONF, PMEM_AGENT_RUNTIME_DIR, STATE_DIR);
 }
 
 /* 1 to go on, 0 to end well, or a negative errno. */
@@ -51,19 +54,23 @@ static int parse_arguments(int argc, char **argv)
 	static const struct option options[] = {
 		{ "config", required_argument, NULL, 'c' },
 		{ "runtime-dir", required_argument, NULL, 'r' },
+		{ "state-dir", required_argument, NULL, 's' },
 		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
 		{},
 	};
 	int c;
 
-	while ((c = getopt_long(argc, argv, "c:r:Vh", options, NULL)) >= 0)
+	while ((c = getopt_long(argc, argv, "c:r:s:Vh", options, NULL)) >= 0)
 		switch (c) {
 		case 'c':
 			conf_path = optarg;
 			break;
 		case 'r':
 			runtime_dir = optarg;
+			break;
+		case 's':
+			state_dir = optarg;
 			break;
 		case 'V':
 			puts("pmem-agent " PMEM_AGENT_VERSION);
@@ -179,7 +186,7 @@ static int start(struct agent *a)
 		conf_free(conf);
 		return r;
 	}
-	r = manager_new(a->event, conf, runtime_dir, &a->manager);
+	r = manager_new(a->event, conf, runtime_dir, state_dir, &a->manager);
 	if (r < 0)
 		return r;
 	r = host_new(a->manager, &a->host);

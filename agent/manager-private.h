@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * manager-private: what the four files of the owner's floor share
+ * manager-private: what the five files of the owner's floor share
  *
  *   manager.c  which regions there are, and who is told
  *   round.c    the rounds of one region: its worker, its page, its losses
+ *   loss.c     what is remembered of losses, beyond the agent and beyond the boot
  *   watch.c    the losses that only the witness saw
  *   request.c  from a door's call to its answer
  */
@@ -13,6 +14,7 @@
 
 #include "lib/wire.h"
 #include "manager.h"
+#include "state.h"
 #include "witness.h"
 #include "worker.h"
 
@@ -43,6 +45,7 @@ struct manager_region {
 };
 
 TAILQ_HEAD(manager_region_list, manager_region);
+TAILQ_HEAD(loss_record_list, loss_record);
 
 struct manager {
 	sd_event *event;
@@ -57,6 +60,21 @@ struct manager {
 	struct {
 		sd_event_source *source, *settle;
 	} watch;
+
+	struct {
+		const char *dir;
+		struct state *child;         /* NULL while it has nothing to do */
+		sd_event_source *source;     /* its answers */
+		sd_event_source *timer;      /* until it takes too long, or is to try again */
+		struct loss_record_list records;
+		unsigned int n_records;
+		bool loaded;                 /* the records are all there are */
+		bool loading;
+		unsigned int n_saving;       /* orders that have not been answered */
+		bool saved;                  /* since the child was started */
+		int load_error, save_error;
+		char problem[256];           /* "" if losses are recorded, or would be */
+	} memory;
 
 	struct {
 		void (*done)(bool clean, void *userdata);
@@ -117,6 +135,25 @@ void round_lose(struct manager_region *mr, int error, enum flush_origin origin);
 
 /* "loss 1: Input/output error, noticed by witness" */
 void round_describe_loss(const struct manager_region *mr, char detail[static MOUNT_DETAIL_MAX]);
+
+/* Tells a loss that has not been told yet. */
+void round_publish_loss(struct manager_region *mr);
+
+/* There may be something to start or to answer: from the loop, not from within the call. */
+void round_kick(struct manager_region *mr);
+
+/* ---- loss.c ---- */
+
+/* Begins to read what earlier boots recorded; before that, regions may join already. 0 or a negative errno. */
+int loss_start(struct manager *m);
+void loss_stop(struct manager *m);
+
+/* A region joins: first what its page says, and when that has been settled, what was recorded of it. */
+void loss_restore(struct manager_region *mr);
+void loss_join(struct manager_region *mr);
+
+/* Its newest loss: in the page at once, on record as soon as that can be. */
+void loss_store(struct manager_region *mr, const struct flush_status *status);
 
 /* ---- watch.c ---- */
 

@@ -246,7 +246,8 @@ static void add_emulated(struct manager *m)
 
 /* ---- the manager ---- */
 
-int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, struct manager **ret)
+int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, const char *state_dir,
+		struct manager **ret)
 {
 	_cleanup_(manager_freep) struct manager *m = calloc(1, sizeof(*m));
 	int r;
@@ -257,9 +258,11 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, str
 	}
 	TAILQ_INIT(&m->regions);
 	TAILQ_INIT(&m->removed);
+	TAILQ_INIT(&m->memory.records);
 	m->event = sd_event_ref(event);
 	m->conf = conf;
 	m->runtime_dir = runtime_dir;
+	m->memory.dir = state_dir;
 	r = sd_id128_get_boot(&m->boot_id);
 	if (r < 0)
 		return r;
@@ -272,6 +275,9 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, str
 	if (r < 0)
 		return r;
 	watch_start(m);
+	r = loss_start(m);
+	if (r < 0)
+		return r;
 
 	*ret = m;
 	m = NULL;
@@ -299,6 +305,7 @@ struct manager *manager_free(struct manager *m)
 	sd_event_source_disable_unref(m->watch.settle);
 	sd_event_source_disable_unref(m->stop.timer);
 	witness_free(m->witness);
+	loss_stop(m);
 	conf_free(m->conf);
 	sd_event_unref(m->event);
 	free(m);

@@ -21,8 +21,9 @@ struct request;
 
 /* ---- the manager ---- */
 
-/* Takes `conf` over. `runtime_dir`: where the pages are. 0 or a negative errno. */
-int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, struct manager **ret);
+/* Takes `conf` over. `runtime_dir`: where the pages are; `state_dir`: where losses are recorded. 0 or a negative errno. */
+int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, const char *state_dir,
+		struct manager **ret);
 struct manager *manager_free(struct manager *m);
 DEFINE_CLEANUP(struct manager *, manager_free)
 
@@ -39,6 +40,9 @@ sd_id128_t manager_get_instance(const struct manager *m);
 const char *manager_get_basis(const struct manager *m);		/* "watched", or "own-flush" without the witness */
 const char *manager_region_get_basis(const struct manager_region *mr);	/* nobody watches the disk of an emulated one */
 
+/* Why losses cannot be recorded, or what was recorded cannot be read: a sentence; "" if all is well. */
+const char *manager_get_state_problem(const struct manager *m);
+
 /* ---- regions ---- */
 
 /* Iterates in the order of their names: NULL gives the first. */
@@ -50,6 +54,13 @@ void manager_region_get_status(const struct manager_region *mr, struct flush_sta
 
 /* Where its page is; "" for a region that the agent cannot flush. */
 void manager_region_get_page_path(const struct manager_region *mr, char *ret, size_t size);
+
+/*
+ * Loss `number` has been made good. 0, or PMEM_AGENT_STALE_LOSS or PMEM_AGENT_UNKNOWN with `detail`; then nothing is
+ * changed.
+ */
+int manager_acknowledge(struct manager *m, struct manager_region *mr, uint64_t number,
+			char detail[static MOUNT_DETAIL_MAX]);
 
 /* Free for doors: a slot for what a door keeps with a region (the D-Bus object). */
 void manager_region_set_bus_slot(struct manager_region *mr, void *slot);
@@ -64,8 +75,10 @@ enum manager_event {
 	MANAGER_ROUND,			/* a round began or ended without being confirmed: state, waiting */
 	MANAGER_DURABLE,		/* a round was confirmed: the epoch */
 	MANAGER_LOST,
+	MANAGER_ACKNOWLEDGED,
 	MANAGER_STALLED,
 	MANAGER_RECOVERED,
+	MANAGER_STATE,			/* manager_get_state_problem(); of no region */
 };
 
 struct manager_listener {

@@ -91,6 +91,9 @@ static int describe_refusal(const struct manager_region *mr, int answer, char de
 	case PMEM_AGENT_GONE:
 		snprintf(detail, MOUNT_DETAIL_MAX, "%s has been removed", name);
 		break;
+	case PMEM_AGENT_UNKNOWN:
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s", mr->detail);
+		break;
 	}
 	return answer;
 }

@@ -15,8 +15,7 @@
 /* Requests of one user that may wait for a region: one of so many parts of the queue. */
 #define UID_SHARE 4
 
-/* There may be something to start or to answer: from the loop, not from within the call. */
-static void kick(struct manager_region *mr)
+void round_kick(struct manager_region *mr)
 {
 	if (mr->run_source)
 		sd_event_source_set_enabled(mr->run_source, SD_EVENT_ONESHOT);
@@ -51,13 +50,9 @@ void round_describe_loss(const struct manager_region *mr, char detail[static MOU
 		 status.loss.number, strerrordesc_np(status.loss.error), flush_origin_to_string(status.loss.origin));
 }
 
-/*
- * Tells a new loss, the page first: whoever reads of it anywhere else must find it there. A removed region leaves the
- * page alone, which may be its successor's by now.
- */
-static void publish_loss(struct manager_region *mr)
+/* The page first: whoever reads of it anywhere else must find it there. */
+void round_publish_loss(struct manager_region *mr)
 {
-	struct pmem_agent_page *page = mr->page;
 	struct flush_status status;
 	char detail[MOUNT_DETAIL_MAX];
 
@@ -66,20 +61,11 @@ static void publish_loss(struct manager_region *mr)
 		return;
 	mr->published_loss = status.loss.number;
 
-	if (!mr->removed) {
-		page->agent.loss_error = status.loss.error;
-		page->agent.loss_origin = status.loss.origin;
-		page->agent.loss_round = status.loss.round;
-		page->agent.loss_usec = status.loss.usec;
-		__atomic_store_n(&page->agent.loss, status.loss.number, __ATOMIC_RELEASE);
-		/* Only now: between the two the page must say lost by either. */
-		__atomic_store_n(&page->agent.failed_seen, page->worker.failed, __ATOMIC_RELEASE);
-	}
-
+	loss_store(mr, &status);
 	round_describe_loss(mr, detail);
 	log_region(LOG_CRIT, LOG_EVENT_LOST, mr->region->name, status.epoch, "%s", detail);
 	manager_notify(mr->manager, MANAGER_LOST, mr);
-	kick(mr);
+	round_kick(mr);
 }
 
 void round_lose(struct manager_region *mr, int error, enum flush_origin origin)
@@ -87,7 +73,7 @@ void round_lose(struct manager_region *mr, int error, enum flush_origin origin)
 	if (!mr->flush)
 		return;
 	flush_lose(mr->flush, error, origin, now_usec(CLOCK_REALTIME));
-	publish_loss(mr);
+	round_publish_loss(mr);
 }
 
 /* One call failed for all leaves of the target, and which of them it was is not told. */
@@ -119,7 +105,7 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 	if (result->answer == PMEM_AGENT_DURABLE)
 		watch_read(m, NULL);
 	flush_done(mr->flush, result->round, result->answer, result->error, origin, now());
-	publish_loss(mr);
+	round_publish_loss(mr);
 	if (result->answer == PMEM_AGENT_LOST) {
 		lose_peers(mr, result->error);
 		watch_read(m, mr);
@@ -138,7 +124,7 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 		__atomic_store_n(&mr->page->agent.epoch, after.epoch, __ATOMIC_RELEASE);
 	}
 	manager_notify(m, after.epoch != before.epoch ? MANAGER_DURABLE : MANAGER_ROUND, mr);
-	kick(mr);
+	round_kick(mr);
 }
 
 /* It ends when it is idle. */
@@ -363,7 +349,8 @@ static int on_wakeup(sd_event_source *source, uint64_t usec, void *userdata)
 static void settle_page(struct manager_region *mr)
 {
 	const struct pmem_agent_page *page = mr->page;
-	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER && page->agent.loss_round >= page->worker.started;
+	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER && !page->agent.loss_earlier &&
+		       page->agent.loss_round >= page->worker.started;
 
 	if (page->worker.failed > page->agent.failed_seen)
 		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
@@ -382,7 +369,7 @@ static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *us
 	log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, epoch_of(mr),
 		   "%s: the worker of the agent before this one has ended", mr->region->name);
 	manager_notify(mr->manager, MANAGER_RECOVERED, mr);
-	kick(mr);
+	round_kick(mr);
 	return 0;
 }
 
@@ -392,18 +379,7 @@ static int adopt(struct manager_region *mr)
 	_cleanup_close_ int fd = -1;
 	int r;
 
-	if (page->agent.loss > page->agent.acknowledged) {
-		struct flush_loss loss = {
-			.number = page->agent.loss,
-			.error = page->agent.loss_error,
-			.origin = page->agent.loss_origin,
-			.round = page->agent.loss_round,
-			.usec = page->agent.loss_usec,
-		};
-
-		flush_restore_loss(mr->flush, &loss);
-		mr->published_loss = loss.number;
-	}
+	loss_restore(mr);
 
 	/* The agent before us died over entries that nobody else will see. */
 	if (page->agent.reading)
@@ -445,7 +421,7 @@ static int prepare(struct manager_region *mr)
 		return r;
 	/* A loss may have been noticed in a round that no worker has got to. */
 	started = mr->page->worker.started;
-	if (started < mr->page->agent.loss_round)
+	if (!mr->page->agent.loss_earlier && started < mr->page->agent.loss_round)
 		started = mr->page->agent.loss_round;
 	mr->flush =
 	    flush_new(m->conf->queue_depth, 1 + (m->conf->queue_depth - 1) / UID_SHARE, started, mr->page->agent.epoch);
@@ -471,7 +447,11 @@ static int prepare(struct manager_region *mr)
 	r = sd_event_source_set_enabled(mr->wakeup_source, SD_EVENT_OFF);
 	if (r < 0)
 		return r;
-	return adopt(mr);
+	r = adopt(mr);
+	if (r < 0)
+		return r;
+	loss_join(mr);
+	return 0;
 }
 
 int round_region_new(struct manager *m, struct region *region, struct manager_region **ret)
@@ -502,13 +482,13 @@ void round_region_pin(struct manager_region *mr)
 
 void round_region_arrived(struct manager_region *mr)
 {
-	kick(mr);
+	round_kick(mr);
 }
 
 void round_region_unpin(struct manager_region *mr)
 {
 	mr->n_pins--;
-	kick(mr);
+	round_kick(mr);
 }
 
 void round_region_remove(struct manager_region *mr)
@@ -520,7 +500,7 @@ void round_region_remove(struct manager_region *mr)
 	}
 	TAILQ_INSERT_TAIL(&mr->manager->removed, mr, entry);
 	flush_gone(mr->flush);
-	kick(mr);
+	round_kick(mr);
 }
 
 struct manager_region *round_region_free(struct manager_region *mr)

@@ -28,6 +28,7 @@ enum pmem_agent_answer {
 	PMEM_AGENT_REFUSED,		/* no target that can be flushed (EBADF, EINVAL, ENOTSUP) */
 	PMEM_AGENT_NOT_FOUND,		/* no such path, mount point or region */
 	PMEM_AGENT_DENIED,		/* the caller may not ask for this */
+	PMEM_AGENT_STALE_LOSS,		/* the loss to acknowledge is not the newest, or there is none */
 	PMEM_AGENT_TIMEOUT,		/* not known yet at the caller's deadline; the flush goes on */
 	PMEM_AGENT_N_ANSWERS,
 };
@@ -77,16 +78,30 @@ struct pmem_agent_page {
 		int32_t loss_error;	/* errno */
 		uint32_t loss_origin;	/* enum flush_origin */
 		uint32_t reading;	/* not 0: it has taken errors from the trace instance and not yet counted them */
+		uint32_t recalled;	/* 1: what earlier boots lost is counted here; stored after it */
+		uint64_t loss_epoch;	/* newest round confirmed before it */
+		uint32_t loss_earlier;	/* 1: loss_round and loss_epoch are those of an earlier boot */
 		uint32_t reserved;
 	} agent;
 
-	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 432];
+	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 448];
 };
 
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
 
-/* Whether stores to the region have been lost that nobody acknowledged, as far as the page tells. */
+/*
+ * Whether stores to the region have been lost that nobody acknowledged, or nobody can tell, as far as the page tells.
+ *
+ * A failure is stored first in worker.failed, then counted in loss, then noted in failed_seen, and maybe acknowledged
+ * after that. So it is looked for in the reverse order, or it could pass from one field to the next behind our back.
+ */
 static inline int pmem_agent_page_lost(const volatile struct pmem_agent_page *page)
 {
-	return page->agent.loss > page->agent.acknowledged || page->worker.failed > page->agent.failed_seen;
+	uint32_t recalled = __atomic_load_n(&page->agent.recalled, __ATOMIC_ACQUIRE);
+	uint64_t acknowledged = __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE);
+	uint64_t failed_seen = __atomic_load_n(&page->agent.failed_seen, __ATOMIC_ACQUIRE);
+	uint64_t loss = __atomic_load_n(&page->agent.loss, __ATOMIC_ACQUIRE);
+	uint64_t failed = __atomic_load_n(&page->worker.failed, __ATOMIC_ACQUIRE);
+
+	return !recalled || loss > acknowledged || failed > failed_seen;
 }

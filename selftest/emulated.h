@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -18,7 +19,8 @@
 
 #include "agent/manager-private.h"
 
-static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], identity[80];
+static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], record_path[64],
+	    identity[80];
 static sd_event *event;
 static struct manager *manager;
 static struct pmem_agent_page *page; /* as a client sees it */
@@ -35,13 +37,26 @@ static inline void start_agent(void)
 	struct conf *conf;
 
 	assert_int_equal(conf_load(conf_path, &conf), 0);
-	assert_int_equal(manager_new(event, conf, directory, &manager), 0);
+	assert_int_equal(manager_new(event, conf, directory, directory, &manager), 0);
 	assert_non_null(emu0());
+}
+
+static inline void turn(void)
+{
+	assert_true(sd_event_run(event, UINT64_MAX) >= 0);
+}
+
+/* The state child has nothing to do. */
+static inline void wait_for_state(void)
+{
+	while (manager && manager->memory.child)
+		turn();
 }
 
 /* As if it were killed: its workers go on until their rounds have ended. */
 static inline void end_agent(void)
 {
+	wait_for_state();
 	manager = manager_free(manager);
 }
 
@@ -65,6 +80,7 @@ static inline int set_up_group(void **state)
 	snprintf(identity, sizeof(identity), "file:%s", emulated);
 	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
 	worker_page_path(directory, identity, page_path, sizeof(page_path));
+	snprintf(record_path, sizeof(record_path), "%s/%016" PRIx64 ".loss", directory, region_identity_hash(identity));
 	return write_file(conf_path, text) < 0 || sd_event_new(&event) < 0 ? -1 : 0;
 }
 
@@ -87,15 +103,11 @@ static inline int tear_down(void **state)
 {
 	end_agent();
 	page = worker_close_page(page);
+	unlink(record_path);
 	return unlink(page_path) < 0 || unlink(emulated) < 0 ? -1 : 0;
 }
 
 /* ---- what happens ---- */
-
-static inline void turn(void)
-{
-	assert_true(sd_event_run(event, UINT64_MAX) >= 0);
-}
 
 static inline struct flush_status status(void)
 {

@@ -94,6 +94,7 @@ struct sim {
 
 	/* the agent */
 	bool adopted, gone, latched, stalled;
+	bool overtaken; /* a loss was noticed while the round was in flight */
 	uint64_t round, epoch, epoch_usec;
 	uint64_t n_requests, n_rounds;
 	struct {
@@ -189,11 +190,13 @@ static void owe_loss(struct sim *s, int error, enum flush_origin origin)
 			owe(t, PMEM_AGENT_LOST, error);
 	}
 	s->latched = true;
+	s->overtaken = s->worker.busy;
 	s->page.loss = (struct flush_loss){
 		.number = s->page.loss.number + 1,
 		.error = error,
 		.origin = origin,
 		.round = s->round,
+		.epoch = s->epoch,
 		.usec = now(s).realtime,
 	};
 	s->page.failed_seen = s->page.failed;
@@ -334,6 +337,12 @@ static enum flush_state expected_state(struct sim *s)
 	return gathering(s) ? FLUSH_GATHERING : FLUSH_IDLE;
 }
 
+static bool same_loss(const struct flush_loss *a, const struct flush_loss *b)
+{
+	return a->number == b->number && a->error == b->error && a->origin == b->origin && a->round == b->round &&
+	       a->epoch == b->epoch && a->usec == b->usec && a->earlier_boot == b->earlier_boot;
+}
+
 static void check_status(struct sim *s)
 {
 	uint64_t wakeup = flush_get_wakeup(s->f), deadline = UINT64_MAX;
@@ -357,7 +366,8 @@ static void check_status(struct sim *s)
 	require(s, status.state == expected_state(s), "the wrong state");
 	require(s, status.gone == s->gone, "gone, or not");
 	require(s, status.loss.number == (s->latched ? s->page.loss.number : 0), "the wrong number of a loss");
-	require(s, !s->latched || memcmp(&status.loss, &s->page.loss, sizeof(status.loss)) == 0, "the wrong loss");
+	require(s, status.acknowledged == s->page.acknowledged, "the wrong number of an acknowledged loss");
+	require(s, !s->latched || same_loss(&status.loss, &s->page.loss), "the wrong loss");
 
 	if (gathering(s) && s->gather.until < deadline)
 		deadline = s->gather.until;
@@ -512,7 +522,7 @@ static void end_adopted(struct sim *s, enum event how)
 	settle(s);
 	flush_adopted(s->f, s->page.started);
 	s->round = s->page.started;
-	s->adopted = false;
+	s->adopted = s->overtaken = false;
 }
 
 static void end(struct sim *s, enum event how)
@@ -540,10 +550,11 @@ static void end(struct sim *s, enum event how)
 		s->page.done = s->page.started;
 	if (ends[how].answer == PMEM_AGENT_LOST)
 		owe_loss(s, ends[how].error, ends[how].origin);
-	else if (!s->latched && how == END_DURABLE)
+	else if (!s->overtaken && how == END_DURABLE)
 		owe_durable(s);
-	else if (!s->latched)
+	else if (!s->overtaken)
 		owe_round(s, s->round, ends[how].answer, ends[how].error);
+	s->overtaken = false;
 	flush_done(s->f, s->round, ends[how].answer, ends[how].error, ends[how].origin, now(s));
 }
 
@@ -552,6 +563,21 @@ static void lose(struct sim *s)
 	say(s, "the witness saw a loss\n");
 	owe_loss(s, EIO, FLUSH_ORIGIN_WITNESS);
 	flush_lose(s->f, EIO, FLUSH_ORIGIN_WITNESS, now(s).realtime);
+}
+
+/* By the number of the newest loss, the one before it, or the one after. */
+static void acknowledge(struct sim *s)
+{
+	uint64_t number = s->page.loss.number + below(s, 3) - 1;
+	bool right = s->latched && number == s->page.loss.number;
+
+	say(s, "loss %" PRIu64 " is acknowledged\n", number);
+	require(s, flush_acknowledge(s->f, number) == (right ? 0 : PMEM_AGENT_STALE_LOSS),
+		"an acknowledgement of another loss, or not of this one");
+	if (!right)
+		return;
+	s->page.acknowledged = number;
+	s->latched = false;
 }
 
 static void stall(struct sim *s)
@@ -596,7 +622,7 @@ static bool start_agent(struct sim *s)
 	s->round = s->page.started;
 	s->epoch = s->page.epoch;
 	s->epoch_usec = s->n_rounds = s->n_requests = 0;
-	s->gone = s->latched = s->adopted = s->stalled = false;
+	s->gone = s->latched = s->overtaken = s->adopted = s->stalled = false;
 	memset(&s->gather, 0, sizeof(s->gather));
 	return s->f != NULL;
 }
@@ -617,10 +643,8 @@ static void restart(struct sim *s)
 	say(s, "the next agent starts\n");
 	if (!start_agent(s))
 		abort();
-	if (s->page.loss.number > s->page.acknowledged) {
-		flush_restore_loss(s->f, &s->page.loss);
-		s->latched = true;
-	}
+	flush_restore_loss(s->f, &s->page.loss, s->page.acknowledged);
+	s->latched = s->page.loss.number > s->page.acknowledged;
 	if (!s->worker.alive) {
 		settle(s);
 		return;
@@ -671,6 +695,8 @@ static void happen(struct sim *s, enum event event)
 		remove_region(s);
 		break;
 	case ACKNOWLEDGE:
+		acknowledge(s);
+		break;
 	case N_EVENTS:
 		break;
 	}

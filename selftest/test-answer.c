@@ -35,6 +35,7 @@ static void test_contract(void **state)
 	    {PMEM_AGENT_REFUSED, 14, "io.pmem.Agent1.Error.InvalidTarget"},
 	    {PMEM_AGENT_NOT_FOUND, 15, "io.pmem.Agent1.Error.NotFound"},
 	    {PMEM_AGENT_DENIED, 16, "io.pmem.Agent1.Error.AccessDenied"},
+	    {PMEM_AGENT_STALE_LOSS, 17, "io.pmem.Agent1.Error.StaleLoss"},
 	    {PMEM_AGENT_TIMEOUT, 18, "io.pmem.Agent1.Error.TimedOut"},
 	};
 

@@ -419,12 +419,12 @@ static int on_check(sd_bus_message *m, void *userdata, sd_bus_error *error)
 		return 0;
 	if (sd_bus_message_read(m, "(sa{sv})sa{ss}u", &kind, 1, &key, "s", &name, &action, 0, &flags) < 0 ||
 	    strcmp(kind, "system-bus-name") != 0 || strcmp(key, "name") != 0 || name[0] != ':' ||
-	    strcmp(action, "io.pmem.agent.flush") != 0)
+	    strcmp(action, userdata) != 0)
 		return sd_bus_reply_method_errorf(m, SD_BUS_ERROR_INVALID_ARGS, "not what polkit is asked");
 	return sd_bus_reply_method_return(m, "(bba{ss})", flags == 1, flags == 0, 1, "polkit.retains", "1");
 }
 
-static pid_t start_authority(void)
+static pid_t start_authority(const char *action)
 {
 	int pipes[2];
 	pid_t pid;
@@ -436,7 +436,7 @@ static pid_t start_authority(void)
 		sd_bus *own = NULL;
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (sd_bus_open_system(&own) < 0 || sd_bus_add_filter(own, NULL, on_check, NULL) < 0 ||
+		if (sd_bus_open_system(&own) < 0 || sd_bus_add_filter(own, NULL, on_check, (void *)action) < 0 ||
 		    sd_bus_request_name(own, "org.freedesktop.PolicyKit1", 0) < 0 || write(pipes[1], "R", 1) != 1)
 			_exit(1);
 		for (;;)
@@ -449,9 +449,16 @@ static pid_t start_authority(void)
 	return pid;
 }
 
-/* As nobody: "none" or the name of the error. */
-static void flush_as_nobody(bool interactive, char *result, size_t size)
+/* A flush, or the acknowledgement of this loss. */
+static int append_arguments(sd_bus_message *m, uint64_t loss)
 {
+	return loss ? sd_bus_message_append(m, "t", loss) : sd_bus_message_append(m, "a{sv}", 0);
+}
+
+/* As nobody: "none" or the name of the error. */
+static void call_as_nobody(uint64_t loss, bool interactive, char *result, size_t size)
+{
+	const char *method = loss ? "AcknowledgeLoss" : "Flush";
 	int pipes[2];
 	pid_t pid;
 
@@ -463,8 +470,8 @@ static void flush_as_nobody(bool interactive, char *result, size_t size)
 		sd_bus *own = NULL;
 
 		if (setgid(65534) < 0 || setuid(65534) < 0 || sd_bus_open_system(&own) < 0 ||
-		    sd_bus_message_new_method_call(own, &m, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, "Flush") < 0 ||
-		    sd_bus_message_append(m, "a{sv}", 0) < 0 ||
+		    sd_bus_message_new_method_call(own, &m, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, method) < 0 ||
+		    append_arguments(m, loss) < 0 ||
 		    sd_bus_message_set_allow_interactive_authorization(m, interactive) < 0)
 			_exit(1);
 		sd_bus_call(own, m, 0, &error, NULL);
@@ -477,9 +484,18 @@ static void flush_as_nobody(bool interactive, char *result, size_t size)
 	waitpid(pid, NULL, 0);
 }
 
+static void let_others_in(void)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), "%s/bus", session.directory);
+	assert_int_equal(chmod(session.directory, 0755), 0);
+	assert_int_equal(chmod(path, 0666), 0);
+}
+
 static void test_others_need_polkit(void **state)
 {
-	char result[128], path[96];
+	char result[128];
 	uint64_t before = get_number("Epoch");
 	pid_t authority;
 
@@ -487,16 +503,14 @@ static void test_others_need_polkit(void **state)
 		print_message("# another user needs root\n");
 		skip();
 	}
-	snprintf(path, sizeof(path), "%s/bus", session.directory);
-	assert_int_equal(chmod(session.directory, 0755), 0);
-	assert_int_equal(chmod(path, 0666), 0);
-	flush_as_nobody(true, result, sizeof(result));
+	let_others_in();
+	call_as_nobody(0, true, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
-	authority = start_authority();
-	flush_as_nobody(false, result, sizeof(result));
+	authority = start_authority("io.pmem.agent.flush");
+	call_as_nobody(0, false, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
 	assert_int_equal(get_number("Epoch"), before);
-	flush_as_nobody(true, result, sizeof(result));
+	call_as_nobody(0, true, result, sizeof(result));
 	assert_string_equal(result, "none");
 	assert_int_equal(get_number("Epoch"), before + 1);
 	session_kill(&authority);
@@ -551,7 +565,16 @@ static int on_lost(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return 0;
 }
 
-/* Last: nothing clears the loss. */
+static void lose_by_worker(unsigned int *counts)
+{
+	pid_t worker = find_worker();
+
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	begin_flush(bus, counts);
+	wait_until_in_flight();
+	assert_int_equal(kill(worker, SIGKILL), 0);
+}
+
 static void test_loss_is_told_and_answered(void **state)
 {
 	_cleanup_(sd_bus_slot_unrefp) sd_bus_slot *slot = NULL;
@@ -560,15 +583,11 @@ static void test_loss_is_told_and_answered(void **state)
 	_cleanup_free_ char *origin = NULL;
 	_cleanup_close_ int fd = open_emulated();
 	unsigned int counts[3] = { 0 };
-	pid_t worker = find_worker();
 	bool lost = false;
 
 	assert_true(sd_bus_match_signal(bus, &slot, BUS_NAME, REGION_PATH, "org.freedesktop.DBus.Properties",
 					"PropertiesChanged", on_lost, &lost) >= 0);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
-	begin_flush(bus, counts);
-	wait_until_in_flight();
-	assert_int_equal(kill(worker, SIGKILL), 0);
+	lose_by_worker(counts);
 	while (counts[2] == 0 || !lost)
 		process(bus);
 	assert_int_equal(counts[0], 0);
@@ -579,6 +598,76 @@ static void test_loss_is_told_and_answered(void **state)
 	m = new_flush(bus, fd);
 	assert_true(sd_bus_call(bus, m, 0, &error, NULL) < 0);
 	assert_error(&error, answer_dbus_error(PMEM_AGENT_LOST), "emu0");
+}
+
+static int acknowledge(uint64_t loss, sd_bus_error *error)
+{
+	return sd_bus_call_method(bus, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, "AcknowledgeLoss", error, NULL, "t",
+				  loss);
+}
+
+static int on_idle(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	*(bool *)userdata = state_is("idle");
+	return 0;
+}
+
+/* After the loss of the test before. */
+static void test_acknowledge(void **state)
+{
+	_cleanup_(sd_bus_slot_unrefp) sd_bus_slot *slot = NULL;
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+	bool told = false;
+
+	assert_true(acknowledge(0, &error) < 0);
+	assert_error(&error, answer_dbus_error(PMEM_AGENT_STALE_LOSS), "the newest loss of emu0 is 1, not 0");
+	sd_bus_error_free(&error);
+	assert_true(acknowledge(2, &error) < 0);
+	assert_error(&error, answer_dbus_error(PMEM_AGENT_STALE_LOSS), "the newest loss of emu0 is 1, not 2");
+	sd_bus_error_free(&error);
+	assert_true(state_is("lost"));
+
+	assert_true(sd_bus_match_signal(bus, &slot, BUS_NAME, REGION_PATH, "org.freedesktop.DBus.Properties",
+					"PropertiesChanged", on_idle, &told) >= 0);
+	assert_true(acknowledge(1, NULL) >= 0);
+	while (!told)
+		process(bus);
+	assert_int_equal(get_number("Loss"), 0);
+	assert_int_equal(get_number("Acknowledged"), 1);
+	assert_true(acknowledge(1, &error) < 0);
+	assert_error(&error, answer_dbus_error(PMEM_AGENT_STALE_LOSS), "no loss");
+	test_flush_by_descriptor(state);
+}
+
+static void test_others_need_polkit_to_acknowledge(void **state)
+{
+	unsigned int counts[3] = { 0 };
+	char result[128];
+	pid_t authority;
+
+	if (geteuid() != 0) {
+		print_message("# another user needs root\n");
+		skip();
+	}
+	let_others_in();
+	lose_by_worker(counts);
+	while (counts[2] == 0)
+		process(bus);
+	call_as_nobody(2, true, result, sizeof(result));
+	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
+	/* Who may flush may not yet acknowledge. */
+	authority = start_authority("io.pmem.agent.flush");
+	call_as_nobody(2, true, result, sizeof(result));
+	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
+	session_kill(&authority);
+	authority = start_authority("io.pmem.agent.acknowledge");
+	call_as_nobody(2, false, result, sizeof(result));
+	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
+	assert_true(state_is("lost"));
+	call_as_nobody(2, true, result, sizeof(result));
+	assert_string_equal(result, "none");
+	assert_true(state_is("idle"));
+	session_kill(&authority);
 }
 
 int main(void)
@@ -596,6 +685,8 @@ int main(void)
 		cmocka_unit_test(test_others_need_polkit),
 		cmocka_unit_test(test_changes_are_told_now_and_then),
 		cmocka_unit_test(test_loss_is_told_and_answered),
+		cmocka_unit_test(test_acknowledge),
+		cmocka_unit_test(test_others_need_polkit_to_acknowledge),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -422,11 +422,154 @@ static void test_restored_loss(void **state)
 	struct flush *f = *state;
 	struct flush_status status;
 
-	flush_restore_loss(f, &loss);
+	flush_restore_loss(f, &loss, 2);
 	assert_int_equal(arrive(f, &region, &a), PMEM_AGENT_LOST);
 	flush_lose(f, EIO, FLUSH_ORIGIN_WITNESS, 6);
 	flush_get_status(f, &status);
 	assert_int_equal(status.loss.number, 4);
+}
+
+static uint64_t lose(struct flush *f)
+{
+	struct flush_status status;
+
+	flush_lose(f, EIO, FLUSH_ORIGIN_WITNESS, 15);
+	flush_get_status(f, &status);
+	return status.loss.number;
+}
+
+static void test_acknowledge(void **state)
+{
+	struct flush *f = *state;
+	struct flush_status status;
+
+	assert_int_equal(flush_acknowledge(f, 0), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(flush_acknowledge(f, 1), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(lose(f), 1);
+	assert_int_equal(lose(f), 2);
+	assert_int_equal(flush_acknowledge(f, 0), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(flush_acknowledge(f, 1), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(flush_acknowledge(f, 3), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(arrive(f, &region, &a), PMEM_AGENT_LOST);
+
+	assert_int_equal(flush_acknowledge(f, 2), 0);
+	assert_int_equal(flush_acknowledge(f, 2), PMEM_AGENT_STALE_LOSS);
+	flush_get_status(f, &status);
+	assert_int_equal(status.loss.number, 0);
+	assert_int_equal(status.acknowledged, 2);
+	assert_int_equal(arrive(f, &region, &a), 0);
+	assert_start(f, 20, 1, &a);
+	done(f, 1, PMEM_AGENT_DURABLE, 0);
+	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 20);
+	assert_int_equal(lose(f), 3);
+	flush_get_status(f, &status);
+	assert_int_equal(status.loss.epoch, 1);
+	assert_int_equal(status.loss.round, 1);
+}
+
+/* What was in flight when the loss was noticed proves nothing, acknowledged or not; the next round does. */
+static void test_acknowledged_in_mid_round(void **state)
+{
+	struct flush *f = *state;
+	struct flush_status status;
+
+	arrive(f, &region, &a);
+	assert_start(f, 10, 1, &a);
+	assert_int_equal(lose(f), 1);
+	assert_answer(f, &a, PMEM_AGENT_LOST, EIO, 0);
+	assert_int_equal(flush_acknowledge(f, 1), 0);
+	arrive(f, &region, &b);
+	assert_nothing(f);
+	done(f, 1, PMEM_AGENT_DURABLE, 0);
+	flush_get_status(f, &status);
+	assert_int_equal(status.epoch, 0);
+	assert_start(f, 20, 2, &b);
+	done(f, 2, PMEM_AGENT_DURABLE, 0);
+	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 20);
+	flush_get_status(f, &status);
+	assert_int_equal(status.epoch, 2);
+}
+
+static void test_late_error_after_acknowledge(void **state)
+{
+	struct flush *f = *state;
+	struct flush_status status;
+
+	arrive(f, &region, &a);
+	assert_start(f, 10, 1, &a);
+	assert_int_equal(lose(f), 1);
+	assert_answer(f, &a, PMEM_AGENT_LOST, EIO, 0);
+	assert_int_equal(flush_acknowledge(f, 1), 0);
+	arrive(f, &region, &b);
+	done(f, 1, PMEM_AGENT_LOST, EIO);
+	assert_answer(f, &b, PMEM_AGENT_LOST, EIO, 0);
+	flush_get_status(f, &status);
+	assert_int_equal(status.loss.number, 2);
+}
+
+static void test_numbers_go_on(void **state)
+{
+	static const struct flush_loss loss = { .number = 3, .error = EIO };
+	struct flush *f = *state;
+	struct flush_status status;
+
+	flush_restore_loss(f, &loss, 3);
+	flush_get_status(f, &status);
+	assert_int_equal(status.loss.number, 0);
+	assert_int_equal(status.acknowledged, 3);
+	assert_int_equal(arrive(f, &region, &a), 0);
+	assert_int_equal(flush_acknowledge(f, 3), PMEM_AGENT_STALE_LOSS);
+	assert_int_equal(lose(f), 4);
+}
+
+/* Nothing is promised, and nothing acknowledged, before it is known what earlier boots lost. */
+static void test_withheld(void **state)
+{
+	static const struct flush_loss loss = { .number = 3, .error = ENXIO };
+	struct flush *f = *state;
+	struct flush_status status;
+
+	flush_withhold(f);
+	flush_get_status(f, &status);
+	assert_string_equal(flush_status_to_string(&status), "unknown");
+	assert_int_equal(arrive(f, &region, &a), 0);
+	assert_nothing(f);
+	assert_int_equal(flush_acknowledge(f, 3), PMEM_AGENT_UNKNOWN);
+
+	flush_doubt(f);
+	assert_answer(f, &a, PMEM_AGENT_UNKNOWN, 0, 0);
+	assert_int_equal(arrive(f, &region, &a), PMEM_AGENT_UNKNOWN);
+
+	flush_restore_loss(f, &loss, 2);
+	flush_recalled(f);
+	assert_int_equal(arrive(f, &region, &a), PMEM_AGENT_LOST);
+	assert_int_equal(flush_acknowledge(f, 3), 0);
+	assert_int_equal(arrive(f, &region, &a), 0);
+	assert_start(f, 10, 1, &a);
+}
+
+static void test_withheld_and_lost(void **state)
+{
+	static const struct flush_loss loss = { .number = 3, .error = ENXIO };
+	struct flush *f = *state;
+	struct flush_status status;
+
+	flush_withhold(f);
+	arrive(f, &region, &a);
+	flush_restore_loss(f, &loss, 0);
+	flush_recalled(f);
+	assert_answer(f, &a, PMEM_AGENT_LOST, ENXIO, 0);
+	assert_nothing(f);
+
+	flush_free(f);
+	*state = f = flush_new(DEPTH, DEPTH, 0, 0);
+	flush_withhold(f);
+	assert_int_equal(lose(f), 1);
+	flush_restore_loss(f, &loss, 3);
+	flush_recalled(f);
+	flush_get_status(f, &status);
+	assert_int_equal(status.loss.number, 4);
+	assert_int_equal(flush_acknowledge(f, 1), PMEM_AGENT_STALE_LOSS);
 }
 
 static void test_stray_result_is_ignored(void **state)
@@ -469,6 +612,12 @@ int main(void)
 		test(test_adopted),
 		test(test_adopted_and_lost),
 		test(test_restored_loss),
+		test(test_acknowledge),
+		test(test_acknowledged_in_mid_round),
+		test(test_late_error_after_acknowledge),
+		test(test_numbers_go_on),
+		test(test_withheld),
+		test(test_withheld_and_lost),
 		test(test_stray_result_is_ignored),
 	};
 
