@@ -37,6 +37,9 @@ enum column {
 	COLUMN_LOSS_USEC,
 	COLUMN_LOSS_ORIGIN,
 	COLUMN_LOSS_ROUND,
+	COLUMN_LOSS_EPOCH,
+	COLUMN_LOSS_EARLIER_BOOT,
+	COLUMN_ACKNOWLEDGED,
 	COLUMN_DETAIL,
 	N_COLUMNS,
 };
@@ -65,6 +68,9 @@ static const struct ctl_column columns[] = {
 	[COLUMN_LOSS_USEC] = { "LOSS_USEC", CTL_NUMBER, 0 },
 	[COLUMN_LOSS_ORIGIN] = { "LOSS_ORIGIN", CTL_STRING, 0 },
 	[COLUMN_LOSS_ROUND] = { "LOSS_ROUND", CTL_NUMBER, 0 },
+	[COLUMN_LOSS_EPOCH] = { "LOSS_EPOCH", CTL_NUMBER, 0 },
+	[COLUMN_LOSS_EARLIER_BOOT] = { "LOSS_EARLIER_BOOT", CTL_BOOLEAN, 0 },
+	[COLUMN_ACKNOWLEDGED] = { "ACKNOWLEDGED", CTL_NUMBER, 0 },
 	[COLUMN_DETAIL] = { "DETAIL", CTL_STRING, VIEW_STATUS },
 };
 _Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
@@ -119,7 +125,10 @@ static void fill_cells(const struct ctl_region *r, bool json, char **cells)
 		cells[COLUMN_LOSS_USEC] = format_number(r->loss_usec);
 		cells[COLUMN_LOSS_ORIGIN] = copy(r->loss_origin);
 		cells[COLUMN_LOSS_ROUND] = format_number(r->loss_round);
+		cells[COLUMN_LOSS_EPOCH] = format_number(r->loss_epoch);
+		cells[COLUMN_LOSS_EARLIER_BOOT] = copy(r->loss_earlier_boot ? "yes" : "no");
 	}
+	cells[COLUMN_ACKNOWLEDGED] = format_number(r->acknowledged);
 	cells[COLUMN_DETAIL] = ctl_region_describe(r);
 }
 
@@ -172,7 +181,7 @@ static int state_status(const struct ctl_region *region)
 {
 	if (region->loss != 0 || strcmp(region->state, "lost") == 0)
 		return answer_get(PMEM_AGENT_LOST)->exit_status;
-	if (strcmp(region->state, "stalled") == 0)
+	if (strcmp(region->state, "stalled") == 0 || strcmp(region->state, "unknown") == 0)
 		return answer_get(PMEM_AGENT_UNKNOWN)->exit_status;
 	return 0;
 }
@@ -181,6 +190,7 @@ int ctl_status(struct ctl *c, char **arguments, unsigned int n)
 {
 	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	_cleanup_free_ const struct ctl_region **chosen = NULL;
+	_cleanup_free_ char *problem = NULL;
 	unsigned int n_chosen = 0;
 	int r = ctl_get_regions(c, &list), status = 0;
 
@@ -202,6 +212,9 @@ int ctl_status(struct ctl *c, char **arguments, unsigned int n)
 	}
 	for (unsigned int i = 0; i < n_chosen; i++)
 		status = ctl_worse(status, state_status(chosen[i]));
+	problem = ctl_get_state_problem(c);
+	if (problem)
+		ctl_error(NULL, "%s; until then, what is lost may be forgotten at the next boot", problem);
 	if (c->quiet)
 		return status;
 	if (list.n_regions == 0 && !c->json)

@@ -35,6 +35,9 @@ static const struct property {
 	{ "LossUSec", "t", offsetof(struct ctl_region, loss_usec) },
 	{ "LossOrigin", "s", offsetof(struct ctl_region, loss_origin) },
 	{ "LossRound", "t", offsetof(struct ctl_region, loss_round) },
+	{ "LossEpoch", "t", offsetof(struct ctl_region, loss_epoch) },
+	{ "LossEarlierBoot", "b", offsetof(struct ctl_region, loss_earlier_boot) },
+	{ "Acknowledged", "t", offsetof(struct ctl_region, acknowledged) },
 };
 
 /* Replaces *text by itself with `line` at its end. */
@@ -240,6 +243,17 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 	return 0;
 }
 
+char *ctl_get_state_problem(struct ctl *c)
+{
+	_cleanup_free_ char *text = NULL;
+
+	if (sd_bus_get_property_string(c->bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "StateProblem", NULL, &text) <
+		0 ||
+	    !text[0])
+		return NULL;
+	return strdup(text);
+}
+
 const struct ctl_region *ctl_regions_find(const struct ctl_regions *list, const char *name)
 {
 	for (unsigned int i = 0; i < list->n_regions; i++)
@@ -252,10 +266,17 @@ const struct ctl_region *ctl_regions_find(const struct ctl_regions *list, const 
 
 static char *describe_loss(const struct ctl_region *region)
 {
-	_cleanup_free_ char *when = ctl_format_time(region->loss_usec);
+	_cleanup_free_ char *when = ctl_format_time(region->loss_usec), *then = NULL;
 
-	return ctl_format("loss %" PRIu64 " at %s: %s, noticed by %s", region->loss, when ?: "an unknown time",
-			  strerrordesc_np(region->loss_errno) ?: "unknown error", region->loss_origin ?: "nobody");
+	/* Without its name it is not a command. */
+	if (region->name)
+		then =
+		    ctl_format("; once made good: pmemctl acknowledge %s --loss=%" PRIu64, region->name, region->loss);
+	return ctl_format(
+	    "loss %" PRIu64 " at %s: %s, noticed by %s; of stores since epoch %" PRIu64 ", up to round %" PRIu64 "%s%s",
+	    region->loss, when ?: "an unknown time", strerrordesc_np(region->loss_errno) ?: "unknown error",
+	    region->loss_origin ?: "nobody", region->loss_epoch, region->loss_round,
+	    region->loss_earlier_boot ? " of an earlier boot" : "", then ?: "");
 }
 
 char *ctl_region_describe(const struct ctl_region *region)
@@ -274,6 +295,8 @@ char *ctl_region_describe(const struct ctl_region *region)
 	}
 	if (flying[0])
 		return strdup(flying);
+	if (strcmp(region->state, "unknown") == 0)
+		return strdup("what earlier boots lost has not been read");
 	if (strcmp(region->state, "stalled") == 0)
 		return strdup("a flush of an agent before this one has not been answered");
 	if (!region->asynchronous)

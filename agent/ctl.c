@@ -16,6 +16,8 @@ const struct ctl_verb ctl_verbs[] = {
 	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status },
 	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
 	  ctl_flush },
+	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
+	  ctl_acknowledge },
 	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
@@ -24,6 +26,7 @@ enum option_value {
 	OPTION_ALL = 0x100,
 	OPTION_DATASYNC,
 	OPTION_FALLBACK,
+	OPTION_LOSS,
 	OPTION_SCOPE,
 	OPTION_TIMEOUT,
 };
@@ -33,6 +36,7 @@ static const struct option options[] = {
 	{ "all", no_argument, NULL, OPTION_ALL },
 	{ "datasync", no_argument, NULL, OPTION_DATASYNC },
 	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
+	{ "loss", required_argument, NULL, OPTION_LOSS },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "json", no_argument, NULL, 'j' },
@@ -43,7 +47,7 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all", "datasync", "fallback", "scope", "timeout", "json", "quiet", "help", "version",
+	"all", "datasync", "fallback", "loss", "scope", "timeout", "json", "quiet", "help", "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -78,6 +82,7 @@ static const char *const hints[PMEM_AGENT_N_ANSWERS] = {
 	[PMEM_AGENT_REFUSED] = "",
 	[PMEM_AGENT_NOT_FOUND] = "; \"pmemctl list\" shows the regions there are",
 	[PMEM_AGENT_DENIED] = "; try it as root",
+	[PMEM_AGENT_STALE_LOSS] = "; see \"pmemctl status\", and look at the data once more",
 	[PMEM_AGENT_TIMEOUT] = "; do not rely on it: flush again, or wait for longer",
 };
 
@@ -175,6 +180,7 @@ static void print_help(void)
 	       "  --datasync                     flush: a file's data, without its times and mode\n"
 	       "  --timeout=SEC                  flush: wait for so many seconds at most\n"
 	       "  --fallback                     flush: on other storage do what sync does, and say so\n"
+	       "  --loss=N                       acknowledge: the number of the loss\n"
 	       "  -j --json                      print JSON\n"
 	       "  -q --quiet                     print errors only\n"
 	       "  -h --help                      print this\n"
@@ -215,6 +221,9 @@ static int parse_option(struct ctl *c, int value)
 	case OPTION_FALLBACK:
 		c->fallback = true;
 		return 0;
+	case OPTION_LOSS:
+		c->loss = optarg;
+		return 0;
 	case OPTION_SCOPE:
 		c->scope = optarg;
 		return 0;
@@ -247,6 +256,8 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope || c->timeout_usec))
 		return usage_error("--all, --datasync, --fallback, --scope and --timeout are for flush, not for ",
 				   verb->name);
+	if (verb->run != ctl_acknowledge && c->loss)
+		return usage_error("--loss is for acknowledge, not for ", verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
 		known |= strcmp(c->scope, scopes[i]) == 0;
 	if (!known)
@@ -279,7 +290,7 @@ int ctl_main(int argc, char **argv)
 			return r < 0 ? 0 : r;
 	}
 	if (optind >= argc)
-		return usage_error("what is to be done? Known: list, status, flush, watch", "");
+		return usage_error("what is to be done? Known: list, status, flush, acknowledge, watch", "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);

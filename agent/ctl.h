@@ -17,7 +17,7 @@
 
 struct ctl {
 	bool json, quiet, all, fallback, datasync;
-	const char *scope;
+	const char *scope, *loss;
 	uint64_t timeout_usec; /* 0: none */
 	sd_bus *bus;
 };
@@ -91,8 +91,8 @@ char *ctl_format_time(uint64_t usec);
 struct ctl_region {
 	char *path, *name, *bus, *provider, *kind, *method, *identity, *state, *loss_origin;
 	char *evidence, *namespaces, *modes, *devices; /* one a line */
-	int asynchronous;
-	uint64_t resource, size, epoch, durable_usec, flushing_since_usec, loss, loss_usec, loss_round;
+	int asynchronous, loss_earlier_boot;
+	uint64_t resource, size, epoch, durable_usec, flushing_since_usec, loss, loss_usec, loss_round, loss_epoch, acknowledged;
 	uint32_t waiting;
 	int32_t loss_errno;
 };
@@ -107,6 +107,9 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret);
 void ctl_regions_clear(struct ctl_regions *list);
 const struct ctl_region *ctl_regions_find(const struct ctl_regions *list, const char *name);
 
+/* Why the agent cannot record losses, as a sentence; NULL if it can, or doesn't say. Free it. */
+char *ctl_get_state_problem(struct ctl *c);
+
 /* Reads a{sv}. Properties that aren't there stay as they are. 0 or a negative errno. */
 int ctl_region_read(struct ctl_region *region, sd_bus_message *m);
 void ctl_region_clear(struct ctl_region *region);
@@ -120,3 +123,4 @@ int ctl_list(struct ctl *c, char **arguments, unsigned int n);
 int ctl_status(struct ctl *c, char **arguments, unsigned int n);
 int ctl_flush(struct ctl *c, char **arguments, unsigned int n);
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n);
+int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n);

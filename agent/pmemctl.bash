@@ -8,7 +8,7 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush watch"
+	local verbs="list status flush acknowledge watch"
 	local options="--json --quiet --help --version"
 	local flush_options="--all --datasync --fallback --scope= --timeout="
 	local word=${COMP_WORDS[COMP_CWORD]} verb= i
@@ -28,13 +28,16 @@ _pmemctl()
 		:
 	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
 		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
+	elif [[ $verb == acknowledge && $word == -* ]]; then
+		COMPREPLY=($(compgen -W "$options --loss=" -- "$word"))
+		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
 		COMPREPLY=($(compgen -W "$options" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ -z $verb ]]; then
 		COMPREPLY=($(compgen -W "$verbs" -- "$word"))
-	elif [[ $verb == status ]]; then
+	elif [[ $verb == status || $verb == acknowledge ]]; then
 		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word"))
 	elif [[ $verb == flush ]]; then
 		compopt -o filenames

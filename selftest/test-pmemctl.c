@@ -166,7 +166,7 @@ static void test_properties_are_written_down(void **state)
 static void test_wrong_usage(void **state)
 {
 	assert_int_equal(run("--scope=file"), CTL_EXIT_USAGE);
-	assert_says(err, "Known: list, status, flush, watch");
+	assert_says(err, "Known: list, status, flush, acknowledge, watch");
 	assert_int_equal(run("flash"), CTL_EXIT_USAGE);
 	assert_says(err, "unknown verb flash");
 	assert_int_equal(run("--nonsense", "list"), CTL_EXIT_USAGE);
@@ -179,6 +179,14 @@ static void test_wrong_usage(void **state)
 	assert_says(err, "disk");
 	assert_int_equal(run("flush", "--scope=region", "--datasync", "/"), CTL_EXIT_USAGE);
 	assert_int_equal(run("flush", "--scope=file", "emu0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "--loss=1"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0", "emu1", "--loss=1"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0", "--loss=0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0", "--loss=1x"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0", "--loss=99999999999999999999"), CTL_EXIT_USAGE);
+	assert_says(err, "99999999999999999999");
+	assert_int_equal(run("flush", "--loss=1", "emu0"), CTL_EXIT_USAGE);
 	assert_int_equal(run("--version"), 0);
 	assert_says(out, PMEM_AGENT_VERSION);
 }
@@ -384,6 +392,26 @@ static void test_times_out(void **state)
 	assert_int_equal(run("list", "--timeout=1"), 2);
 }
 
+static void test_acknowledge(void **state)
+{
+	assert_int_equal(run("status"), 3);
+	assert_says(out, "pmemctl acknowledge emu0 --loss=1");
+	assert_says(out, "of stores since epoch ");
+	assert_int_equal(run("acknowledge", "nothing", "--loss=1"), 15);
+	assert_int_equal(run("acknowledge", "emu0", "--loss=2"), 17);
+	assert_says(err, "the newest loss of emu0 is 1, not 2");
+	assert_int_equal(run("acknowledge", "--json", "emu0", "--loss=2"), 17);
+	assert_says(out, "\"answer\":\"StaleLoss\"");
+	assert_int_equal(run("flush", "emu0"), 3);
+
+	assert_int_equal(run("acknowledge", "emu0", "--loss=1"), 0);
+	assert_says(out, "emu0: loss 1 is acknowledged");
+	assert_int_equal(run("acknowledge", "emu0", "--loss=1"), 17);
+	assert_says(err, "no loss that is not acknowledged");
+	assert_int_equal(run("flush", "emu0"), 0);
+	assert_int_equal(run("status"), 0);
+}
+
 static void test_agent_ends_meanwhile(void **state)
 {
 	struct session other;
@@ -429,6 +457,7 @@ int main(void)
 		cmocka_unit_test(test_fallback),
 		cmocka_unit_test(test_times_out),
 		cmocka_unit_test(test_waits_watches_and_tells_the_loss),
+		cmocka_unit_test(test_acknowledge),
 		cmocka_unit_test(test_agent_ends_meanwhile),
 	};
 
