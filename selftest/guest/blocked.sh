@@ -28,5 +28,15 @@ fsfreeze -f /var/lib/pmem-agent
 check "the state directory frozen: the daemon answers" answers
 check "a new one starts as well" timeout 20 systemctl restart pmem-agent
 check "and answers" answers
+
+vm fsync fail 1 r0
+check_status 3 "a loss is told, though it can't be recorded" timeout 5 pmemctl flush region0
+check "which is reported" wait_until 20 sh -c 'pmemctl status 2>&1 | grep -q "/var/lib/pmem-agent cannot be written"'
+check "restart returns" timeout 20 systemctl restart pmem-agent
+check_status 3 "lost in the next agent" timeout 5 pmemctl flush region0
+check "nothing has been recorded" not sh -c 'ls /var/lib/pmem-agent/*.loss'
 fsfreeze -u /var/lib/pmem-agent
+check "thawed, it is recorded" wait_until 20 sh -c 'ls /var/lib/pmem-agent/*.loss'
+check "and nothing is left to report" wait_until 20 sh -c '[ "$(busctl get-property io.pmem.Agent1 /io/pmem/Agent1 io.pmem.Agent1.Manager StateProblem)" = "s \"\"" ]'
+check "no state child is left" wait_until 20 not pgrep pmem-state
 finish

@@ -53,8 +53,9 @@ check "and for the host" vm host wait '"Lost".*"id": *"late"' --since "$since" -
 
 # After the agent's own failure the block device has an error pending, which the next open of it reports.
 if [ "$thief" != agent ]; then
-	rm -f /run/pmem-agent/*.page
-	systemctl restart pmem-agent
-	check "control: without its page it would not know" pmemctl flush region0
+	systemctl stop pmem-agent
+	rm -f /run/pmem-agent/*.page /var/lib/pmem-agent/*.loss
+	start_agent
+	check "control: without page and record it would not know" pmemctl flush region0
 fi
 finish
