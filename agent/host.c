@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "answer.h"
 #include "channel.h"
 #include "host.h"
+#include "host-json.h"
 #include "log.h"
 
 #define HOST_MAX_FLUSHES 64  /* flush commands not answered yet */
@@ -44,95 +44,21 @@ struct host_flush {
 	struct host_part parts[];
 };
 
-/* ---- JSON ---- */
-
-static struct json_object *json_put(struct json_object *o)
-{
-	json_object_put(o);
-	return NULL;
-}
-DEFINE_CLEANUP(struct json_object *, json_put)
-
-static void add_string(struct json_object *o, const char *key, const char *value)
-{
-	json_object_object_add(o, key, json_object_new_string(value ? value : ""));
-}
-
-static void add_u64(struct json_object *o, const char *key, uint64_t value)
-{
-	json_object_object_add(o, key, json_object_new_uint64(value));
-}
-
-/* Every statement about a region begins with which one it is, in the guest's words and in the host's. */
-static struct json_object *name_region(const struct manager_region *mr)
-{
-	const struct region *region = manager_region_get(mr);
-	struct json_object *o = json_object_new_object();
-
-	add_string(o, "region", region->name);
-	if (region->resource != REGION_UNKNOWN_RESOURCE)
-		add_u64(o, "address", region->resource);
-	return o;
-}
-
-static void add_loss(struct json_object *o, const struct flush_loss *loss)
-{
-	add_u64(o, "loss", loss->number);
-	if (loss->number == 0)
-		return;
-	json_object_object_add(o, "errno", json_object_new_int(loss->error));
-	add_string(o, "error", strerrorname_np(loss->error));
-	add_string(o, "origin", flush_origin_to_string(loss->origin));
-	add_u64(o, "loss-usec", loss->usec);
-	add_u64(o, "loss-epoch", loss->epoch);
-	add_u64(o, "loss-round", loss->round);
-	json_object_object_add(o, "loss-earlier-boot", json_object_new_boolean(loss->earlier_boot));
-}
-
-static struct json_object *describe_region(const struct manager_region *mr)
-{
-	const struct region *region = manager_region_get(mr);
-	struct json_object *o = name_region(mr), *evidence = json_object_new_array();
-	struct flush_status status;
-
-	manager_region_get_status(mr, &status);
-	add_u64(o, "size", region->size);
-	add_string(o, "kind", region_kind_to_string(region->kind));
-	json_object_object_add(o, "asynchronous", json_object_new_boolean(region->asynchronous));
-	add_string(o, "method", region_method_to_string(region->method));
-	for (unsigned int i = 0; i < region->n_evidence; i++)
-		json_object_array_add(evidence, json_object_new_string(region->evidence[i]));
-	json_object_object_add(o, "evidence", evidence);
-	add_string(o, "state", region_can_flush(region) ? flush_status_to_string(&status) : "none");
-	add_u64(o, "epoch", status.epoch);
-	add_u64(o, "durable-usec", status.epoch_usec);
-	add_u64(o, "flushing-since-usec", status.in_flight_usec);
-	add_loss(o, &status.loss);
-	return o;
-}
-
-static struct json_object *describe_regions(const struct manager *m)
-{
-	struct json_object *regions = json_object_new_array();
-
-	for (struct manager_region *mr = NULL; (mr = manager_next_region(m, mr));)
-		json_object_array_add(regions, describe_region(mr));
-	return regions;
-}
+/* ---- what is sent ---- */
 
 static struct json_object *describe_agent(const struct host *h)
 {
 	struct json_object *o = json_object_new_object();
 	char id[SD_ID128_STRING_MAX];
 
-	add_string(o, "version", PMEM_AGENT_VERSION);
+	json_add_string(o, "version", PMEM_AGENT_VERSION);
 	json_object_object_add(o, "protocol", json_object_new_int(PROTOCOL_VERSION));
-	add_string(o, "boot-id", sd_id128_to_string(manager_get_boot_id(h->manager), id));
-	add_string(o, "instance", sd_id128_to_string(manager_get_instance(h->manager), id));
-	add_string(o, "basis", manager_get_basis(h->manager));
-	add_u64(o, "sequence", h->sequence);
-	add_u64(o, "missed", h->missed);
-	json_object_object_add(o, "regions", describe_regions(h->manager));
+	json_add_string(o, "boot-id", sd_id128_to_string(manager_get_boot_id(h->manager), id));
+	json_add_string(o, "instance", sd_id128_to_string(manager_get_instance(h->manager), id));
+	json_add_string(o, "basis", manager_get_basis(h->manager));
+	json_add_u64(o, "sequence", h->sequence);
+	json_add_u64(o, "missed", h->missed);
+	json_object_object_add(o, "regions", json_describe_regions(h->manager));
 	return o;
 }
 
@@ -151,8 +77,8 @@ static void add_timestamp(struct json_object *o)
 	struct json_object *stamp = json_object_new_object();
 	uint64_t now = now_usec(CLOCK_REALTIME);
 
-	add_u64(stamp, "seconds", now / USEC_PER_SEC);
-	add_u64(stamp, "microseconds", now % USEC_PER_SEC);
+	json_add_u64(stamp, "seconds", now / USEC_PER_SEC);
+	json_add_u64(stamp, "microseconds", now % USEC_PER_SEC);
 	json_object_object_add(o, "timestamp", stamp);
 }
 
@@ -161,8 +87,8 @@ static void send_event(struct host *h, const char *name, struct json_object *dat
 {
 	_cleanup_(json_putp) struct json_object *o = json_object_new_object();
 
-	add_u64(data, "sequence", ++h->sequence);
-	add_string(o, "event", name);
+	json_add_u64(data, "sequence", ++h->sequence);
+	json_add_string(o, "event", name);
 	json_object_object_add(o, "data", data);
 	add_timestamp(o);
 	if (h->missed > 0 || send_object(h, o) < 0)
@@ -172,14 +98,14 @@ static void send_event(struct host *h, const char *name, struct json_object *dat
 static struct json_object *describe_durable(const struct manager_region *mr)
 {
 	const struct target *target = manager_region_get_last_target(mr);
-	struct json_object *o = name_region(mr);
+	struct json_object *o = json_name_region(mr);
 	struct flush_status status;
 
 	manager_region_get_status(mr, &status);
-	add_string(o, "scope", flush_scope_to_string(target->flush.scope));
-	add_string(o, "target", target->source);
-	add_u64(o, "epoch", status.epoch);
-	add_u64(o, "durable-usec", status.epoch_usec);
+	json_add_string(o, "scope", flush_scope_to_string(target->flush.scope));
+	json_add_string(o, "target", target->source);
+	json_add_u64(o, "epoch", status.epoch);
+	json_add_u64(o, "durable-usec", status.epoch_usec);
 	return o;
 }
 
@@ -194,37 +120,37 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 	manager_region_get_status(mr, &status);
 	switch (event) {
 	case MANAGER_REGION_ADDED:
-		send_event(h, "REGION_ADDED", describe_region(mr));
+		send_event(h, "REGION_ADDED", json_describe_region(mr));
 		break;
 	case MANAGER_REGION_REMOVED:
-		send_event(h, "REGION_REMOVED", name_region(mr));
+		send_event(h, "REGION_REMOVED", json_name_region(mr));
 		break;
 	case MANAGER_REGION_CHANGED:
-		send_event(h, "REGION_CHANGED", describe_region(mr));
+		send_event(h, "REGION_CHANGED", json_describe_region(mr));
 		break;
 	case MANAGER_DURABLE:
 		data = describe_durable(mr);
-		add_string(data, "basis", manager_region_get_basis(mr));
+		json_add_string(data, "basis", manager_region_get_basis(mr));
 		send_event(h, "DURABLE", data);
 		break;
 	case MANAGER_LOST:
-		data = name_region(mr);
-		add_u64(data, "epoch", status.epoch);
-		add_loss(data, &status.loss);
+		data = json_name_region(mr);
+		json_add_u64(data, "epoch", status.epoch);
+		json_add_loss(data, &status.loss);
 		send_event(h, "LOST", data);
 		break;
 	case MANAGER_ACKNOWLEDGED:
-		data = name_region(mr);
-		add_u64(data, "loss", status.acknowledged);
+		data = json_name_region(mr);
+		json_add_u64(data, "loss", status.acknowledged);
 		send_event(h, "ACKNOWLEDGED", data);
 		break;
 	case MANAGER_STALLED:
-		data = name_region(mr);
-		add_u64(data, "flushing-since-usec", status.in_flight_usec);
+		data = json_name_region(mr);
+		json_add_u64(data, "flushing-since-usec", status.in_flight_usec);
 		send_event(h, "STALLED", data);
 		break;
 	case MANAGER_RECOVERED:
-		send_event(h, "RECOVERED", describe_region(mr));
+		send_event(h, "RECOVERED", json_describe_region(mr));
 		break;
 	case MANAGER_ROUND:
 	case MANAGER_STATE:
@@ -248,8 +174,8 @@ static void send_error(struct host *h, const char *class, const char *descriptio
 {
 	struct json_object *error = json_object_new_object();
 
-	add_string(error, "class", class);
-	add_string(error, "desc", description);
+	json_add_string(error, "class", class);
+	json_add_string(error, "desc", description);
 	send_answer(h, "error", error, id);
 }
 
@@ -291,9 +217,9 @@ static void answer_durable(struct host_flush *f)
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "regions", json_object_get(f->regions));
-	add_string(o, "scope", f->scope);
-	add_string(o, "basis", f->basis);
-	add_u64(o, "durable-usec", f->durable_usec);
+	json_add_string(o, "scope", f->scope);
+	json_add_string(o, "basis", f->basis);
+	json_add_u64(o, "durable-usec", f->durable_usec);
 	send_answer(f->host, "return", o, f->id);
 }
 
@@ -311,9 +237,9 @@ static void on_flushed(const struct request_result *result, void *userdata)
 	}
 
 	for (unsigned int i = 0; i < result->n_epochs; i++) {
-		struct json_object *o = name_region(result->epochs[i].region);
+		struct json_object *o = json_name_region(result->epochs[i].region);
 
-		add_u64(o, "epoch", result->epochs[i].epoch);
+		json_add_u64(o, "epoch", result->epochs[i].epoch);
 		json_object_array_add(f->regions, o);
 	}
 	f->scope = flush_scope_to_string(result->scope);
@@ -537,8 +463,8 @@ static void on_drained(struct channel *c, void *userdata)
 	if (missed == 0)
 		return;
 	data = json_object_new_object();
-	add_u64(data, "count", missed);
-	json_object_object_add(data, "regions", describe_regions(h->manager));
+	json_add_u64(data, "count", missed);
+	json_object_object_add(data, "regions", json_describe_regions(h->manager));
 	h->missed = 0;
 	send_event(h, "MISSED", data);
 	if (h->missed > 0)
@@ -575,7 +501,7 @@ void host_shutdown(struct host *h, bool clean)
 	struct json_object *data = json_object_new_object();
 
 	json_object_object_add(data, "clean", json_object_new_boolean(clean));
-	json_object_object_add(data, "regions", describe_regions(h->manager));
+	json_object_object_add(data, "regions", json_describe_regions(h->manager));
 	send_event(h, "SHUTDOWN", data);
 }
 

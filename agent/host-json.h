@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * host-json: regions and losses as the host reads of them, see pmem-agent-host(7)
+ */
+#pragma once
+
+#include <json-c/json.h>
+
+#include "manager.h"
+
+static inline struct json_object *json_put(struct json_object *o)
+{
+	json_object_put(o);
+	return NULL;
+}
+DEFINE_CLEANUP(struct json_object *, json_put)
+
+void json_add_string(struct json_object *o, const char *key, const char *value);
+void json_add_u64(struct json_object *o, const char *key, uint64_t value);
+
+/* The members of a loss; just "loss": 0 if there is none. */
+void json_add_loss(struct json_object *o, const struct flush_loss *loss);
+
+/* Which region it is, in the guest's words and in the host's: every statement about one begins with this. */
+struct json_object *json_name_region(const struct manager_region *mr);
+
+/* All that is known of a region, or of every region. */
+struct json_object *json_describe_region(const struct manager_region *mr);
+struct json_object *json_describe_regions(const struct manager *m);
