@@ -7,10 +7,10 @@
 #include "lib/wire.h"
 
 struct answer {
-	const char *name;	/* last part of the D-Bus error name and the class on the host channel; "Durable" */
-	int exit_status;	/* of pmemctl; a contract, see pmemctl(1) */
-	int error;		/* the errno that stands for it at doors which know only errnos */
-	const char *meaning;	/* one sentence for people, without a full stop */
+	const char *name;    /* last part of the D-Bus error name and the class on the host channel; "Durable" */
+	int exit_status;     /* of pmemctl; a contract, see pmemctl(1) */
+	int error;           /* the errno that stands for it at doors which know only errnos */
+	const char *meaning; /* one sentence for people, without a full stop */
 };
 
 #define ANSWER_ERROR_PREFIX "io.pmem.Agent1.Error."

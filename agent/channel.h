@@ -13,18 +13,18 @@
 
 #include "util.h"
 
-#define CHANNEL_LINE_MAX (64 * 1024)	/* longest line taken from the host, bytes */
-#define CHANNEL_QUEUE_MAX (256 * 1024)	/* bytes queued for the host */
+#define CHANNEL_LINE_MAX  (64 * 1024)  /* longest line taken from the host, bytes */
+#define CHANNEL_QUEUE_MAX (256 * 1024) /* bytes queued for the host */
 
 struct channel;
 
 struct channel_callbacks {
-	void (*connected)(struct channel *c, void *userdata);		/* the host has opened its side */
-	void (*disconnected)(struct channel *c, void *userdata);	/* the host has left, or the port is gone */
-	void (*line)(struct channel *c, char *line, size_t size, void *userdata);	/* without its newline, NUL added */
-	void (*reset)(struct channel *c, void *userdata);		/* 0xFF came: what was half received is forgotten */
-	void (*overlong)(struct channel *c, void *userdata);		/* a line over the bound is being thrown away */
-	void (*drained)(struct channel *c, void *userdata);		/* the queue has been full and is empty again */
+	void (*connected)(struct channel *c, void *userdata);    /* the host has opened its side */
+	void (*disconnected)(struct channel *c, void *userdata); /* the host has left, or the port is gone */
+	void (*line)(struct channel *c, char *line, size_t size, void *userdata); /* without its newline, NUL added */
+	void (*reset)(struct channel *c, void *userdata);    /* 0xFF came: what was half received is forgotten */
+	void (*overlong)(struct channel *c, void *userdata); /* a line over the bound is being thrown away */
+	void (*drained)(struct channel *c, void *userdata);  /* the queue has been full and is empty again */
 };
 
 /* `path`: the device node of the port. 0; -ENOENT: no such port; -EBUSY: another process has it; … */

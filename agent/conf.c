@@ -23,12 +23,12 @@ static bool set_path(void *field, const char *value);
 #define EXPECTS_PATH "an absolute path"
 
 const struct conf_key conf_keys[] = {
-    {"Agent", "StallSec", "5", EXPECTS_TIME, set_time, offsetof(struct conf, stall_usec)},
-    {"Agent", "StopFlushSec", "10", EXPECTS_TIME, set_time, offsetof(struct conf, stop_usec)},
-    {"Agent", "QueueDepth", "1024", "a number from 1 to 16384", set_depth, offsetof(struct conf, queue_depth)},
-    {"Agent", "HostPort", "/dev/virtio-ports/io.pmem.agent.0", EXPECTS_PATH, set_path,
-     offsetof(struct conf, host_port)},
-    {"Region", "Emulate", "", EXPECTS_PATH, set_path, offsetof(struct conf_region, emulate)},
+	{ "Agent", "StallSec", "5", EXPECTS_TIME, set_time, offsetof(struct conf, stall_usec) },
+	{ "Agent", "StopFlushSec", "10", EXPECTS_TIME, set_time, offsetof(struct conf, stop_usec) },
+	{ "Agent", "QueueDepth", "1024", "a number from 1 to 16384", set_depth, offsetof(struct conf, queue_depth) },
+	{ "Agent", "HostPort", "/dev/virtio-ports/io.pmem.agent.0", EXPECTS_PATH, set_path,
+	  offsetof(struct conf, host_port) },
+	{ "Region", "Emulate", "", EXPECTS_PATH, set_path, offsetof(struct conf_region, emulate) },
 };
 const unsigned int conf_n_keys = ARRAY_SIZE(conf_keys);
 
@@ -71,8 +71,8 @@ static bool set_time(void *field, const char *value)
 		const char *name;
 		uint64_t usec;
 	} units[] = {
-	    {"", USEC_PER_SEC},    {"ms", USEC_PER_MSEC},      {"s", USEC_PER_SEC},
-	    {"sec", USEC_PER_SEC}, {"min", 60 * USEC_PER_SEC}, {"h", 3600 * USEC_PER_SEC},
+		{ "", USEC_PER_SEC },    { "ms", USEC_PER_MSEC },      { "s", USEC_PER_SEC },
+		{ "sec", USEC_PER_SEC }, { "min", 60 * USEC_PER_SEC }, { "h", 3600 * USEC_PER_SEC },
 	};
 	uint64_t n;
 
@@ -351,7 +351,7 @@ static void set_defaults(struct conf *c)
 
 static int load_file(struct conf *c)
 {
-	struct reader r = {.conf = c};
+	struct reader r = { .conf = c };
 
 	r.file = fopen(c->path, "re");
 	if (!r.file)

@@ -11,26 +11,26 @@
 #include "region.h"
 #include "util.h"
 
-#define CONF_MAX_REGIONS 64
+#define CONF_MAX_REGIONS  64
 #define CONF_MAX_PROBLEMS 32
 
 struct conf_region {
 	char name[REGION_NAME_MAX];
-	char emulate[256];		/* absolute path */
-	unsigned int line;		/* of its section */
+	char emulate[256]; /* absolute path */
+	unsigned int line; /* of its section */
 };
 
 /* Something in the file that was not taken; the default stands in its place. */
 struct conf_problem {
-	unsigned int line;		/* counts from 1; 0: the file as a whole */
-	char *text;			/* "unknown key 'Foo' in [Agent]; known: …" */
+	unsigned int line; /* counts from 1; 0: the file as a whole */
+	char *text;        /* "unknown key 'Foo' in [Agent]; known: …" */
 };
 
 struct conf {
-	uint64_t stall_usec;		/* StallSec= */
-	uint64_t stop_usec;		/* StopFlushSec=: how long the last flush may take when stopping */
-	unsigned int queue_depth;	/* QueueDepth=: requests that may wait for one region */
-	char host_port[256];		/* HostPort=: the device node of the host channel */
+	uint64_t stall_usec;      /* StallSec= */
+	uint64_t stop_usec;       /* StopFlushSec=: how long the last flush may take when stopping */
+	unsigned int queue_depth; /* QueueDepth=: requests that may wait for one region */
+	char host_port[256];      /* HostPort=: the device node of the host channel */
 	struct conf_region regions[CONF_MAX_REGIONS];
 	unsigned int n_regions;
 	struct conf_problem problems[CONF_MAX_PROBLEMS];
@@ -40,17 +40,18 @@ struct conf {
 
 /* A row for each key; the test walks it against pmem-agent.conf and pmem-agent.conf(5). */
 struct conf_key {
-	const char *section;		/* "Agent", or "Region" for [Region NAME] */
+	const char *section; /* "Agent", or "Region" for [Region NAME] */
 	const char *key;
 	const char *default_text;
-	const char *expects;		/* what a value must be */
-	bool (*set)(void *field, const char *value);	/* false, and `field` untouched, if it isn't */
-	size_t offset;			/* of the field in struct conf or struct conf_region */
+	const char *expects;                         /* what a value must be */
+	bool (*set)(void *field, const char *value); /* false, and `field` untouched, if it isn't */
+	size_t offset;                               /* of the field in struct conf or struct conf_region */
 };
 extern const struct conf_key conf_keys[];
 extern const unsigned int conf_n_keys;
 
-/* Reads `path`; a missing file is the defaults. What it says wrong is in `problems`. 0 or -ENOMEM, or what read gave. */
+/* Reads `path`; a missing file is the defaults. What it says wrong is in `problems`. 0 or -ENOMEM, or what read gave.
+ */
 int conf_load(const char *path, struct conf **ret);
 struct conf *conf_free(struct conf *c);
 DEFINE_CLEANUP(struct conf *, conf_free)

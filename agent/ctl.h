@@ -92,7 +92,8 @@ struct ctl_region {
 	char *path, *name, *bus, *provider, *kind, *method, *identity, *state, *loss_origin;
 	char *evidence, *namespaces, *modes, *devices; /* one a line */
 	int asynchronous, loss_earlier_boot;
-	uint64_t resource, size, epoch, durable_usec, flushing_since_usec, loss, loss_usec, loss_round, loss_epoch, acknowledged;
+	uint64_t resource, size, epoch, durable_usec, flushing_since_usec, loss, loss_usec, loss_round, loss_epoch,
+	    acknowledged;
 	uint32_t waiting;
 	int32_t loss_errno;
 };

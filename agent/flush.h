@@ -45,72 +45,72 @@ enum flush_scope {
 
 struct flush_target {
 	enum flush_scope scope;
-	uint64_t device;	/* st_dev of the file or filesystem; 0 for the region */
-	uint64_t inode;		/* of the file; 0 else */
+	uint64_t device; /* st_dev of the file or filesystem; 0 for the region */
+	uint64_t inode;  /* of the file; 0 else */
 };
 
 /* Who asks, and for how long they wait. */
 struct flush_caller {
-	uid_t uid;		/* whose quota it takes from */
-	uint64_t deadline_usec;	/* CLOCK_MONOTONIC; 0: none */
+	uid_t uid;              /* whose quota it takes from */
+	uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none */
 };
 
 enum flush_state {
 	FLUSH_IDLE,
-	FLUSH_GATHERING,	/* about to begin a round, when those answered by the last one are back */
+	FLUSH_GATHERING, /* about to begin a round, when those answered by the last one are back */
 	FLUSH_IN_FLIGHT,
-	FLUSH_STALLED,		/* in flight for longer than the stall time, or under a worker of an agent before us */
+	FLUSH_STALLED, /* in flight for longer than the stall time, or under a worker of an agent before us */
 	N_FLUSH_STATES,
 };
 
 /* Who noticed a loss. */
 enum flush_origin {
 	FLUSH_ORIGIN_NONE,
-	FLUSH_ORIGIN_ROUND,	/* a round of ours failed */
-	FLUSH_ORIGIN_WITNESS,	/* somebody else's flush or write failed, the trace instance saw it */
-	FLUSH_ORIGIN_OVERRUN,	/* the trace instance lost entries, so nobody can say that nothing failed */
-	FLUSH_ORIGIN_WORKER,	/* the worker died with a round in flight */
-	FLUSH_ORIGIN_PEER,	/* another region of the same target failed */
-	FLUSH_ORIGIN_RECORD,	/* it is on record, but of which region can't be told, or the record is damaged */
+	FLUSH_ORIGIN_ROUND,   /* a round of ours failed */
+	FLUSH_ORIGIN_WITNESS, /* somebody else's flush or write failed, the trace instance saw it */
+	FLUSH_ORIGIN_OVERRUN, /* the trace instance lost entries, so nobody can say that nothing failed */
+	FLUSH_ORIGIN_WORKER,  /* the worker died with a round in flight */
+	FLUSH_ORIGIN_PEER,    /* another region of the same target failed */
+	FLUSH_ORIGIN_RECORD,  /* it is on record, but of which region can't be told, or the record is damaged */
 	N_FLUSH_ORIGINS,
 };
 
 struct flush_loss {
-	uint64_t number;	/* counts from 1; 0: none */
-	int error;		/* errno, positive */
+	uint64_t number; /* counts from 1; 0: none */
+	int error;       /* errno, positive */
 	enum flush_origin origin;
-	uint64_t round;		/* newest round begun when it was noticed */
-	uint64_t epoch;		/* newest round confirmed before */
-	uint64_t usec;		/* when, CLOCK_REALTIME */
-	bool earlier_boot;	/* `round` and `epoch` are those of an earlier boot */
+	uint64_t round;    /* newest round begun when it was noticed */
+	uint64_t epoch;    /* newest round confirmed before */
+	uint64_t usec;     /* when, CLOCK_REALTIME */
+	bool earlier_boot; /* `round` and `epoch` are those of an earlier boot */
 };
 
 struct flush_status {
 	enum flush_state state;
 	bool gone;
-	uint64_t started;	/* newest round begun */
-	uint64_t epoch;		/* newest round confirmed */
-	uint64_t epoch_usec;	/* the durable point: when that round began, CLOCK_REALTIME; 0: none in this instance */
-	uint64_t in_flight_usec;/* when the round in flight began, CLOCK_REALTIME; 0: none */
-	unsigned int waiting;	/* requests not answered yet */
-	struct flush_loss loss;	/* number 0: not lost */
-	uint64_t acknowledged;	/* number of the newest loss acknowledged */
-	bool withheld;		/* what an earlier boot lost is not known */
+	uint64_t started;    /* newest round begun */
+	uint64_t epoch;      /* newest round confirmed */
+	uint64_t epoch_usec; /* the durable point: when that round began, CLOCK_REALTIME; 0: none in this instance */
+	uint64_t in_flight_usec; /* when the round in flight began, CLOCK_REALTIME; 0: none */
+	unsigned int waiting;    /* requests not answered yet */
+	struct flush_loss loss;  /* number 0: not lost */
+	uint64_t acknowledged;   /* number of the newest loss acknowledged */
+	bool withheld;           /* what an earlier boot lost is not known */
 };
 
 enum flush_action_type {
-	FLUSH_ACT_START,	/* begin `round` for `target`, for the request `owner` and all that joined it */
-	FLUSH_ACT_ANSWER,	/* tell `owner` its answer; it is forgotten here */
+	FLUSH_ACT_START,  /* begin `round` for `target`, for the request `owner` and all that joined it */
+	FLUSH_ACT_ANSWER, /* tell `owner` its answer; it is forgotten here */
 };
 
 struct flush_action {
 	enum flush_action_type type;
 	void *owner;
 	uint64_t round;
-	struct flush_target target;		/* FLUSH_ACT_START */
-	enum pmem_agent_answer answer;		/* FLUSH_ACT_ANSWER */
-	int error;				/* errno behind the answer, 0 if none */
-	uint64_t durable_usec;			/* with PMEM_AGENT_DURABLE: when the round began, CLOCK_REALTIME */
+	struct flush_target target;    /* FLUSH_ACT_START */
+	enum pmem_agent_answer answer; /* FLUSH_ACT_ANSWER */
+	int error;                     /* errno behind the answer, 0 if none */
+	uint64_t durable_usec;         /* with PMEM_AGENT_DURABLE: when the round began, CLOCK_REALTIME */
 };
 
 /*
@@ -122,8 +122,8 @@ struct flush *flush_free(struct flush *f);
 DEFINE_CLEANUP(struct flush *, flush_free)
 
 /*
- * A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _GONE, _UNKNOWN (in doubt), _BUSY
- * at once.
+ * A request of `owner`, which must stay valid until its answer. 0, or PMEM_AGENT_LOST, _GONE, _UNKNOWN (in doubt),
+ * _BUSY at once.
  */
 int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner);
 

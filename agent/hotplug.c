@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * hotplug: uevents of regions, namespaces and ports, from udev
  *
@@ -50,7 +50,7 @@ int hotplug_new(struct manager *m, struct host *host, struct hotplug **ret)
 {
 	static const struct {
 		const char *subsystem, *devtype;
-	} matches[] = {{"nd", NULL}, {"dax", NULL}, {"block", "disk"}, {"virtio-ports", NULL}};
+	} matches[] = { { "nd", NULL }, { "dax", NULL }, { "block", "disk" }, { "virtio-ports", NULL } };
 	_cleanup_(hotplug_freep) struct hotplug *h = calloc(1, sizeof(*h));
 	int r;
 

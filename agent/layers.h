@@ -13,7 +13,7 @@ struct layers {
 	struct leaf leaves[MOUNT_MAX_LEAVES];
 	unsigned int n_leaves;
 	unsigned int n_visits;
-	bool look_at_queues;	/* to be set before; not by the daemon itself, see mount_check() */
+	bool look_at_queues;    /* to be set before; not by the daemon itself, see mount_check() */
 	char write_through[64]; /* the first disk that does not pass flushes on; "" for none */
 };
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * log: entries with fields for the journal, or lines on stderr where there is no journal
  */
@@ -33,21 +33,21 @@ static struct {
 	int fd; /* of the journal's socket; -1: lines on stderr */
 	struct sockaddr_un address;
 	unsigned long dropped; /* entries since the last one that passed */
-} log_state = {.fd = -1};
+} log_state = { .fd = -1 };
 
 static const char *const event_ids[N_LOG_EVENTS] = {
-    [LOG_EVENT_STARTED] = "99df5deec8c645558d54c5092388c9d1",
-    [LOG_EVENT_STOPPED] = "a501021fc6864af9a5f77753c57d7a31",
-    [LOG_EVENT_REGION_ADDED] = "d53f37a209fb4dff9867caf2c31e2aad",
-    [LOG_EVENT_REGION_REMOVED] = "69e19974db7840eb87c4ae8fb757e17e",
-    [LOG_EVENT_LOST] = "b827d6bd8140426dbb1d29ffb1960159",
-    [LOG_EVENT_STALLED] = "1484e67059704f54893811c572d8cde5",
-    [LOG_EVENT_RECOVERED] = "fa78ac72efae49f6bee74b2a0dc02942",
-    [LOG_EVENT_CONFIG] = "294289191b03493fa7cd63a9ab58b274",
-    [LOG_EVENT_WITNESS] = "ac4e5344b18b41c1a86e547c8855db2f",
-    [LOG_EVENT_HOST] = "308aa7fdd4a640a8ac950c2cdd3f38ac",
-    [LOG_EVENT_ACKNOWLEDGED] = "15e85b4bad9744a788e4fafc252c2cb5",
-    [LOG_EVENT_STATE] = "6775714e59e04d0e930907fd0a005fa8",
+	[LOG_EVENT_STARTED] = "99df5deec8c645558d54c5092388c9d1",
+	[LOG_EVENT_STOPPED] = "a501021fc6864af9a5f77753c57d7a31",
+	[LOG_EVENT_REGION_ADDED] = "d53f37a209fb4dff9867caf2c31e2aad",
+	[LOG_EVENT_REGION_REMOVED] = "69e19974db7840eb87c4ae8fb757e17e",
+	[LOG_EVENT_LOST] = "b827d6bd8140426dbb1d29ffb1960159",
+	[LOG_EVENT_STALLED] = "1484e67059704f54893811c572d8cde5",
+	[LOG_EVENT_RECOVERED] = "fa78ac72efae49f6bee74b2a0dc02942",
+	[LOG_EVENT_CONFIG] = "294289191b03493fa7cd63a9ab58b274",
+	[LOG_EVENT_WITNESS] = "ac4e5344b18b41c1a86e547c8855db2f",
+	[LOG_EVENT_HOST] = "308aa7fdd4a640a8ac950c2cdd3f38ac",
+	[LOG_EVENT_ACKNOWLEDGED] = "15e85b4bad9744a788e4fafc252c2cb5",
+	[LOG_EVENT_STATE] = "6775714e59e04d0e930907fd0a005fa8",
 };
 
 const char *log_event_id(enum log_event event)
@@ -110,7 +110,7 @@ static bool send_to_journal(int priority, enum log_event event, const struct sub
 {
 	struct entry e = {};
 
-	entry_add(&e, "PRIORITY", (char[]){'0' + LOG_PRI(priority), '\0'});
+	entry_add(&e, "PRIORITY", (char[]){ '0' + LOG_PRI(priority), '\0' });
 	entry_add(&e, "SYSLOG_IDENTIFIER", LOG_IDENTIFIER);
 	if (log_event_id(event))
 		entry_add(&e, "MESSAGE_ID", log_event_id(event));
@@ -127,7 +127,7 @@ static bool send_to_journal(int priority, enum log_event event, const struct sub
 /* Not O_NONBLOCK, which would change the terminal for everybody who shares it: a line fits if poll says so. */
 static bool write_to_stderr(const struct subject *subject, const char *message)
 {
-	struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT};
+	struct pollfd pfd = { .fd = STDERR_FILENO, .events = POLLOUT };
 	char line[LOG_ENTRY_MAX];
 	int n;
 
@@ -173,7 +173,7 @@ void log_daemon(int priority, enum log_event event, const char *format, ...)
 
 void log_region(int priority, enum log_event event, const char *region, uint64_t epoch, const char *format, ...)
 {
-	struct subject subject = {.region = region};
+	struct subject subject = { .region = region };
 	va_list args;
 
 	snprintf(subject.epoch, sizeof(subject.epoch), "%llu", (unsigned long long)epoch);

@@ -44,4 +44,4 @@ void log_daemon(int priority, enum log_event event, const char *format, ...) _pr
 
 /* An entry of one region: REGION= and EPOCH= go with it. */
 void log_region(int priority, enum log_event event, const char *region, uint64_t epoch, const char *format, ...)
-	_printf_(5, 6);
+    _printf_(5, 6);

@@ -63,17 +63,17 @@ struct manager {
 
 	struct {
 		const char *dir;
-		struct state *child;         /* NULL while it has nothing to do */
-		sd_event_source *source;     /* its answers */
-		sd_event_source *timer;      /* until it takes too long, or is to try again */
+		struct state *child;     /* NULL while it has nothing to do */
+		sd_event_source *source; /* its answers */
+		sd_event_source *timer;  /* until it takes too long, or is to try again */
 		struct loss_record_list records;
 		unsigned int n_records;
-		bool loaded;                 /* the records are all there are */
+		bool loaded; /* the records are all there are */
 		bool loading;
-		unsigned int n_saving;       /* orders that have not been answered */
-		bool saved;                  /* since the child was started */
+		unsigned int n_saving; /* orders that have not been answered */
+		bool saved;            /* since the child was started */
 		int load_error, save_error;
-		char problem[256];           /* "" if losses are recorded, or would be */
+		char problem[256]; /* "" if losses are recorded, or would be */
 	} memory;
 
 	struct {

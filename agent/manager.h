@@ -21,7 +21,8 @@ struct request;
 
 /* ---- the manager ---- */
 
-/* Takes `conf` over. `runtime_dir`: where the pages are; `state_dir`: where losses are recorded. 0 or a negative errno. */
+/* Takes `conf` over. `runtime_dir`: where the pages are; `state_dir`: where losses are recorded. 0 or a negative errno.
+ */
 int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, const char *state_dir,
 		struct manager **ret);
 struct manager *manager_free(struct manager *m);
@@ -37,8 +38,8 @@ sd_event *manager_get_event(const struct manager *m);
 const struct conf *manager_get_conf(const struct manager *m);
 sd_id128_t manager_get_boot_id(const struct manager *m);
 sd_id128_t manager_get_instance(const struct manager *m);
-const char *manager_get_basis(const struct manager *m);		/* "watched", or "own-flush" without the witness */
-const char *manager_region_get_basis(const struct manager_region *mr);	/* nobody watches the disk of an emulated one */
+const char *manager_get_basis(const struct manager *m); /* "watched", or "own-flush" without the witness */
+const char *manager_region_get_basis(const struct manager_region *mr); /* nobody watches the disk of an emulated one */
 
 /* Why losses cannot be recorded, or what was recorded cannot be read: a sentence; "" if all is well. */
 const char *manager_get_state_problem(const struct manager *m);
@@ -70,21 +71,21 @@ void *manager_region_get_bus_slot(const struct manager_region *mr);
 
 enum manager_event {
 	MANAGER_REGION_ADDED,
-	MANAGER_REGION_REMOVED,		/* the region is still valid during the call */
-	MANAGER_REGION_CHANGED,		/* what scan saw of it */
-	MANAGER_ROUND,			/* a round began or ended without being confirmed: state, waiting */
-	MANAGER_DURABLE,		/* a round was confirmed: the epoch */
+	MANAGER_REGION_REMOVED, /* the region is still valid during the call */
+	MANAGER_REGION_CHANGED, /* what scan saw of it */
+	MANAGER_ROUND,          /* a round began or ended without being confirmed: state, waiting */
+	MANAGER_DURABLE,        /* a round was confirmed: the epoch */
 	MANAGER_LOST,
 	MANAGER_ACKNOWLEDGED,
 	MANAGER_STALLED,
 	MANAGER_RECOVERED,
-	MANAGER_STATE,			/* manager_get_state_problem(); of no region */
+	MANAGER_STATE, /* manager_get_state_problem(); of no region */
 };
 
 struct manager_listener {
 	void (*notify)(enum manager_event event, struct manager_region *mr, void *userdata);
 	void *userdata;
-	struct manager_listener *next;	/* the manager's */
+	struct manager_listener *next; /* the manager's */
 };
 
 /* The listener must outlive the manager, or be removed. */
@@ -98,16 +99,16 @@ const struct target *manager_region_get_last_target(const struct manager_region 
 
 struct request_epoch {
 	struct manager_region *region;
-	uint64_t epoch;			/* the round that answered */
+	uint64_t epoch; /* the round that answered */
 };
 
 struct request_result {
 	enum pmem_agent_answer answer;
-	int error;			/* errno behind it, 0 if none */
-	char detail[MOUNT_DETAIL_MAX];	/* names the culprit, "" if there is nothing to add */
+	int error;                     /* errno behind it, 0 if none */
+	char detail[MOUNT_DETAIL_MAX]; /* names the culprit, "" if there is nothing to add */
 	enum flush_scope scope;
 	const char *basis;
-	uint64_t durable_usec;		/* stores made before this are durable, CLOCK_REALTIME; the earliest of its regions */
+	uint64_t durable_usec; /* stores made before this are durable, CLOCK_REALTIME; the earliest of its regions */
 	struct request_epoch epochs[MOUNT_MAX_LEAVES];
 	unsigned int n_epochs;
 };
@@ -125,7 +126,8 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,
 		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
 int manager_flush_region(struct manager *m, struct manager_region *mr, const struct flush_caller *caller,
-			 request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+			 request_done_t done, void *userdata, struct request **ret,
+			 char detail[static MOUNT_DETAIL_MAX]);
 
 /* 0, or the answer, with `detail`: the request is gone then. */
 int request_admit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX]);

@@ -17,22 +17,23 @@
 #define MOUNT_DETAIL_MAX 256
 
 struct leaf {
-	dev_t devnum;			/* of the whole disk, never of a partition */
-	bool character;			/* a device-dax: its number is that of a character device */
-	char name[64];			/* kernel name: "pmem0", "sda", "dax0.0" */
+	dev_t devnum;   /* of the whole disk, never of a partition */
+	bool character; /* a device-dax: its number is that of a character device */
+	char name[64];  /* kernel name: "pmem0", "sda", "dax0.0" */
 };
 
 struct target {
 	struct flush_target flush;
-	dev_t device;			/* st_dev of the file or filesystem, or the device itself */
-	char source[256];	/* what it is for people: mount point (a longer one is cut) or kernel name */
-	char fstype[32];		/* "" for a device */
-	bool syncfs_is_enough;		/* syncfs of this filesystem always sends a flush */
+	dev_t device;          /* st_dev of the file or filesystem, or the device itself */
+	char source[256];      /* what it is for people: mount point (a longer one is cut) or kernel name */
+	char fstype[32];       /* "" for a device */
+	bool syncfs_is_enough; /* syncfs of this filesystem always sends a flush */
 	struct leaf leaves[MOUNT_MAX_LEAVES];
 	unsigned int n_leaves;
 };
 
-/* What the caller asked for. MOUNT_SCOPE_AUTO: a directory is its filesystem, a file is itself, a device is its region. */
+/* What the caller asked for. MOUNT_SCOPE_AUTO: a directory is its filesystem, a file is itself, a device is its region.
+ */
 enum mount_scope {
 	MOUNT_SCOPE_AUTO,
 	MOUNT_SCOPE_FILE,

@@ -10,10 +10,10 @@
 
 #include "util.h"
 
-#define REGION_NAME_MAX 64
-#define REGION_MAX_NAMESPACES 16
-#define REGION_MAX_EVIDENCE 16
-#define REGION_IDENTITY_MAX 256
+#define REGION_NAME_MAX         64
+#define REGION_MAX_NAMESPACES   16
+#define REGION_MAX_EVIDENCE     16
+#define REGION_IDENTITY_MAX     256
 #define REGION_UNKNOWN_RESOURCE UINT64_MAX
 
 enum region_kind {
@@ -29,11 +29,11 @@ enum region_kind {
 /* How a region's memory is flushed; decided in region_classify() and nowhere else. */
 enum region_method {
 	REGION_METHOD_IMPOSSIBLE,
-	REGION_METHOD_BLOCK,		/* fsync of its block device */
-	REGION_METHOD_DEEP_FLUSH,	/* "1" written to its deep_flush attribute */
-	REGION_METHOD_HOST,		/* only the host can */
-	REGION_METHOD_CPU_FLUSH,	/* synchronous: the storing program's own CPU flush */
-	REGION_METHOD_FILE,		/* fsync of the file that stands for the region */
+	REGION_METHOD_BLOCK,      /* fsync of its block device */
+	REGION_METHOD_DEEP_FLUSH, /* "1" written to its deep_flush attribute */
+	REGION_METHOD_HOST,       /* only the host can */
+	REGION_METHOD_CPU_FLUSH,  /* synchronous: the storing program's own CPU flush */
+	REGION_METHOD_FILE,       /* fsync of the file that stands for the region */
 	N_REGION_METHODS,
 };
 
@@ -46,43 +46,44 @@ enum namespace_mode {
 	N_NAMESPACE_MODES,
 };
 
-struct namespace {
-	char name[REGION_NAME_MAX];	/* "namespace0.0" */
+struct namespace
+{
+	char name[REGION_NAME_MAX]; /* "namespace0.0" */
 	enum namespace_mode mode;
-	char uuid[37];			/* "" where it has none */
-	char device[REGION_NAME_MAX];	/* kernel name: "pmem0", "dax0.0"; "" while it has none */
-	dev_t devnum;			/* of that device, a character device if it is devdax; 0 while it has none */
-	uint64_t size;			/* bytes */
+	char uuid[37];                /* "" where it has none */
+	char device[REGION_NAME_MAX]; /* kernel name: "pmem0", "dax0.0"; "" while it has none */
+	dev_t devnum;                 /* of that device, a character device if it is devdax; 0 while it has none */
+	uint64_t size;                /* bytes */
 };
 
 struct region {
 	/* seen; filled in by scan.c */
-	char name[REGION_NAME_MAX];	/* libndctl's: "region0"; of an emulated one: from the configuration */
-	char bus[REGION_NAME_MAX];	/* "ndbus0" */
-	char provider[128];		/* "virtio-pmem", "ACPI.NFIT", "e820", … */
-	char syspath[256];		/* of the region: "/sys/devices/…/region0" */
-	uint64_t resource;		/* guest-physical address; REGION_UNKNOWN_RESOURCE */
-	uint64_t size;			/* bytes */
+	char name[REGION_NAME_MAX]; /* libndctl's: "region0"; of an emulated one: from the configuration */
+	char bus[REGION_NAME_MAX];  /* "ndbus0" */
+	char provider[128];         /* "virtio-pmem", "ACPI.NFIT", "e820", … */
+	char syspath[256];          /* of the region: "/sys/devices/…/region0" */
+	uint64_t resource;          /* guest-physical address; REGION_UNKNOWN_RESOURCE */
+	uint64_t size;              /* bytes */
 	unsigned int mappings;
-	int deep_flush;			/* what the attribute reads; -1: absent */
+	int deep_flush; /* what the attribute reads; -1: absent */
 	bool deep_flush_writable;
-	bool flush_required;		/* of_node has ibm,hcall-flush-required */
+	bool flush_required; /* of_node has ibm,hcall-flush-required */
 	bool of_node;
 	bool read_only;
-	bool unarmed;			/* a DIMM of it is "not armed" */
+	bool unarmed; /* a DIMM of it is "not armed" */
 	struct namespace namespaces[REGION_MAX_NAMESPACES];
 	unsigned int n_namespaces;
-	char emulate[256];		/* the file of an emulated region, "" else */
-	dev_t emulate_device;		/* st_dev and st_ino of that file */
+	char emulate[256];    /* the file of an emulated region, "" else */
+	dev_t emulate_device; /* st_dev and st_ino of that file */
 	ino_t emulate_inode;
 
 	/* concluded, by region_classify() */
 	enum region_kind kind;
 	bool asynchronous;
 	enum region_method method;
-	const struct namespace *flush_namespace;	/* the one whose block device is flushed; with METHOD_BLOCK */
+	const struct namespace *flush_namespace; /* the one whose block device is flushed; with METHOD_BLOCK */
 	char identity[REGION_IDENTITY_MAX];
-	char *evidence[REGION_MAX_EVIDENCE];		/* sentences, in the order in which they were weighed */
+	char *evidence[REGION_MAX_EVIDENCE]; /* sentences, in the order in which they were weighed */
 	unsigned int n_evidence;
 };
 
@@ -94,8 +95,8 @@ DEFINE_CLEANUP(struct region *, region_free)
 int region_classify(struct region *r);
 
 /*
- * Of regions with the same UUIDs, as copies of one image are, only the first by name can be flushed: their pages, and so
- * their losses and rounds in flight, could not be told apart. Call it for all that were classified. 0 or -ENOMEM.
+ * Of regions with the same UUIDs, as copies of one image are, only the first by name can be flushed: their pages, and
+ * so their losses and rounds in flight, could not be told apart. Call it for all that were classified. 0 or -ENOMEM.
  */
 int region_refuse_copies(struct region **regions, unsigned int n);
 

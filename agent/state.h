@@ -13,7 +13,7 @@
 #include "region.h"
 #include "util.h"
 
-#define STATE_DIR "/var/lib/pmem-agent"
+#define STATE_DIR         "/var/lib/pmem-agent"
 #define STATE_MAX_RECORDS 256
 
 struct state;
@@ -21,28 +21,28 @@ struct state;
 /* The losses of one region: DIR/HASH.loss, native byte order. No region without a loss has one. */
 struct state_record {
 	char identity[REGION_IDENTITY_MAX];
-	uint64_t size;			/* bytes of the region */
-	uint64_t loss;			/* number of the newest one */
-	uint64_t acknowledged;		/* newest loss acknowledged */
-	uint64_t usec, round, epoch;	/* as in struct flush_loss */
+	uint64_t size;               /* bytes of the region */
+	uint64_t loss;               /* number of the newest one */
+	uint64_t acknowledged;       /* newest loss acknowledged */
+	uint64_t usec, round, epoch; /* as in struct flush_loss */
 	int32_t error;
 	uint32_t origin;
-	uint8_t boot_id[16];		/* of the boot in which it was noticed */
+	uint8_t boot_id[16]; /* of the boot in which it was noticed */
 };
 
 enum state_answer_type {
-	STATE_RECORD,	/* one that is there */
-	STATE_DAMAGED,	/* one that is there, and cannot be read */
-	STATE_LOADED,	/* those were all; or `error`: they can't be read */
-	STATE_SAVED,	/* or `error`: not */
+	STATE_RECORD,  /* one that is there */
+	STATE_DAMAGED, /* one that is there, and cannot be read */
+	STATE_LOADED,  /* those were all; or `error`: they can't be read */
+	STATE_SAVED,   /* or `error`: not */
 };
 
 struct state_answer {
 	enum state_answer_type type;
-	int32_t error;			/* errno; 0: none */
-	int32_t write_error;		/* STATE_LOADED: why nothing can be saved, as far as that can be told before */
-	uint64_t hash;			/* region_identity_hash() of the record's identity */
-	struct state_record record;	/* STATE_RECORD */
+	int32_t error;              /* errno; 0: none */
+	int32_t write_error;        /* STATE_LOADED: why nothing can be saved, as far as that can be told before */
+	uint64_t hash;              /* region_identity_hash() of the record's identity */
+	struct state_record record; /* STATE_RECORD */
 };
 
 /* Starts the child. 0 or a negative errno. */

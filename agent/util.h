@@ -12,22 +12,22 @@
 #include <time.h>
 #include <unistd.h>
 
-#define _cleanup_(f) __attribute__((cleanup(f)))
+#define _cleanup_(f)   __attribute__((cleanup(f)))
 #define _printf_(f, a) __attribute__((format(printf, f, a)))
-#define _public_ __attribute__((visibility("default")))
+#define _public_       __attribute__((visibility("default")))
 
 /* A cleanup function `namep` for a destructor that takes NULL and returns NULL. */
-#define DEFINE_CLEANUP(type, destroy) \
-	static inline void destroy##p(type *p) \
-	{ \
-		if (*p) \
-			*p = destroy(*p); \
+#define DEFINE_CLEANUP(type, destroy)                                                                                  \
+	static inline void destroy##p(type *p)                                                                         \
+	{                                                                                                              \
+		if (*p)                                                                                                \
+			*p = destroy(*p);                                                                              \
 	}
 
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
-#define USEC_PER_SEC UINT64_C(1000000)
+#define USEC_PER_SEC  UINT64_C(1000000)
 #define USEC_PER_MSEC UINT64_C(1000)
 
 static inline void freep(void *p)

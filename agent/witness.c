@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * witness: failed block I/O that somebody else took the error of, from a private trace instance
  */
@@ -43,9 +43,9 @@ int witness_open(const char *instance, struct witness **ret)
 	static const struct {
 		const char *name, *expected;
 	} attributes[] = {
-	    {"events/block/" WITNESS_EVENT "/filter", "error != 0"},
-	    {"events/block/" WITNESS_EVENT "/enable", "1"},
-	    {"tracing_on", "1"},
+		{ "events/block/" WITNESS_EVENT "/filter", "error != 0" },
+		{ "events/block/" WITNESS_EVENT "/enable", "1" },
+		{ "tracing_on", "1" },
 	};
 	_cleanup_close_ int dir = open(instance, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_(witness_freep) struct witness *w = NULL;
@@ -108,7 +108,7 @@ static int parse_completion(const char *text, struct witness_entry *ret)
 	if (sscanf(bracket, "[%d]%n", &error, &end) != 1 || end < 0 || bracket[end] != '\0' || error >= 0)
 		return -EBADMSG;
 
-	*ret = (struct witness_entry){WITNESS_ENTRY_ERROR, makedev(major, minor), -error};
+	*ret = (struct witness_entry){ WITNESS_ENTRY_ERROR, makedev(major, minor), -error };
 	return 0;
 }
 

@@ -16,15 +16,15 @@
 struct witness;
 
 enum witness_entry_type {
-	WITNESS_ENTRY_NONE,	/* a line of no interest */
+	WITNESS_ENTRY_NONE, /* a line of no interest */
 	WITNESS_ENTRY_ERROR,
-	WITNESS_ENTRY_OVERRUN,	/* entries were lost: anything may have failed */
+	WITNESS_ENTRY_OVERRUN, /* entries were lost: anything may have failed */
 };
 
 struct witness_entry {
 	enum witness_entry_type type;
-	dev_t devnum;		/* of the disk or partition whose I/O failed */
-	int error;		/* errno, positive */
+	dev_t devnum; /* of the disk or partition whose I/O failed */
+	int error;    /* errno, positive */
 };
 
 /* 0; -ENOENT: no instance was set up; or another negative errno. */
@@ -35,7 +35,8 @@ DEFINE_CLEANUP(struct witness *, witness_free)
 /* Readable when there are entries. */
 int witness_get_fd(const struct witness *w);
 
-/* 1 with the next entry, 0 if there is none at present, or a negative errno: the witness can't be relied on any more. */
+/* 1 with the next entry, 0 if there is none at present, or a negative errno: the witness can't be relied on any more.
+ */
 int witness_next(struct witness *w, struct witness_entry *ret);
 
 /* One line of trace_pipe. */

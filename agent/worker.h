@@ -19,31 +19,31 @@
 struct worker;
 
 enum worker_call {
-	WORKER_FSYNC,		/* of the descriptor */
-	WORKER_FDATASYNC,	/* of the descriptor */
-	WORKER_SYNCFS,		/* of the descriptor, else of `path` */
-	WORKER_NODE,		/* fsync of `path`: a block device, or the file of an emulated region */
-	WORKER_DEEP_FLUSH,	/* "1" written to `path` */
+	WORKER_FSYNC,      /* of the descriptor */
+	WORKER_FDATASYNC,  /* of the descriptor */
+	WORKER_SYNCFS,     /* of the descriptor, else of `path` */
+	WORKER_NODE,       /* fsync of `path`: a block device, or the file of an emulated region */
+	WORKER_DEEP_FLUSH, /* "1" written to `path` */
 	N_WORKER_CALLS,
 };
 
 struct worker_round {
 	uint64_t round;
 	enum worker_call call;
-	char path[288];		/* opened for the round; "": the descriptor that came with it */
-	uint64_t device;	/* what `path` must be: st_rdev of a device, st_dev of a file or directory */
-	uint64_t inode;		/* st_ino of a file; 0: not checked */
-	enum worker_call then;	/* _NODE or _DEEP_FLUSH, after a syncfs that may have sent no flush */
-	char then_path[288];	/* "" for none */
-	uint64_t then_device;	/* as `device` */
-	struct target target;	/* mount_check()ed before and after */
+	char path[288];        /* opened for the round; "": the descriptor that came with it */
+	uint64_t device;       /* what `path` must be: st_rdev of a device, st_dev of a file or directory */
+	uint64_t inode;        /* st_ino of a file; 0: not checked */
+	enum worker_call then; /* _NODE or _DEEP_FLUSH, after a syncfs that may have sent no flush */
+	char then_path[288];   /* "" for none */
+	uint64_t then_device;  /* as `device` */
+	struct target target;  /* mount_check()ed before and after */
 };
 
 struct worker_result {
 	uint64_t round;
-	enum pmem_agent_answer answer;	/* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
-	int error;		/* errno behind it, 0 if none */
-	char detail[MOUNT_DETAIL_MAX];	/* why it is not durable, "" if there is nothing to add */
+	enum pmem_agent_answer answer; /* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
+	int error;                     /* errno behind it, 0 if none */
+	char detail[MOUNT_DETAIL_MAX]; /* why it is not durable, "" if there is nothing to add */
 };
 
 /*

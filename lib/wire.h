@@ -14,22 +14,22 @@
  */
 enum pmem_agent_answer {
 	PMEM_AGENT_DURABLE = 0,
-	PMEM_AGENT_LOST,		/* the region has lost stores, and nobody has acknowledged it yet */
-	PMEM_AGENT_UNKNOWN,		/* a change or a restart in between: nobody can tell */
-	PMEM_AGENT_BUSY,		/* the queue is full */
-	PMEM_AGENT_GONE,		/* the region was removed before the flush began */
-	PMEM_AGENT_ORDINARY,		/* the target is on storage that is no persistent memory */
-	PMEM_AGENT_MIXED,		/* the target is on persistent memory and on other storage too */
-	PMEM_AGENT_SYNCHRONOUS,		/* the region needs no flush by the agent */
-	PMEM_AGENT_FILESYSTEM,		/* a filesystem that the agent does not know to flush */
-	PMEM_AGENT_UNFLUSHED,		/* flushes do not reach the host: nobarrier, read-only, write through */
-	PMEM_AGENT_IMPOSSIBLE,		/* nothing in this guest can make the region durable */
-	PMEM_AGENT_FAILED,		/* the target failed by itself (ENOSPC, EDQUOT); the region has lost nothing */
-	PMEM_AGENT_REFUSED,		/* no target that can be flushed (EBADF, EINVAL, ENOTSUP) */
-	PMEM_AGENT_NOT_FOUND,		/* no such path, mount point or region */
-	PMEM_AGENT_DENIED,		/* the caller may not ask for this */
-	PMEM_AGENT_STALE_LOSS,		/* the loss to acknowledge is not the newest, or there is none */
-	PMEM_AGENT_TIMEOUT,		/* not known yet at the caller's deadline; the flush goes on */
+	PMEM_AGENT_LOST,        /* the region has lost stores, and nobody has acknowledged it yet */
+	PMEM_AGENT_UNKNOWN,     /* a change or a restart in between: nobody can tell */
+	PMEM_AGENT_BUSY,        /* the queue is full */
+	PMEM_AGENT_GONE,        /* the region was removed before the flush began */
+	PMEM_AGENT_ORDINARY,    /* the target is on storage that is no persistent memory */
+	PMEM_AGENT_MIXED,       /* the target is on persistent memory and on other storage too */
+	PMEM_AGENT_SYNCHRONOUS, /* the region needs no flush by the agent */
+	PMEM_AGENT_FILESYSTEM,  /* a filesystem that the agent does not know to flush */
+	PMEM_AGENT_UNFLUSHED,   /* flushes do not reach the host: nobarrier, read-only, write through */
+	PMEM_AGENT_IMPOSSIBLE,  /* nothing in this guest can make the region durable */
+	PMEM_AGENT_FAILED,      /* the target failed by itself (ENOSPC, EDQUOT); the region has lost nothing */
+	PMEM_AGENT_REFUSED,     /* no target that can be flushed (EBADF, EINVAL, ENOTSUP) */
+	PMEM_AGENT_NOT_FOUND,   /* no such path, mount point or region */
+	PMEM_AGENT_DENIED,      /* the caller may not ask for this */
+	PMEM_AGENT_STALE_LOSS,  /* the loss to acknowledge is not the newest, or there is none */
+	PMEM_AGENT_TIMEOUT,     /* not known yet at the caller's deadline; the flush goes on */
 	PMEM_AGENT_N_ANSWERS,
 };
 
@@ -41,46 +41,46 @@ enum pmem_agent_answer {
  * Every field has one writer, which stores it atomically. The worker writes what its system calls returned; the agent
  * writes what it decided. A reader calls the region lost if pmem_agent_page_lost() says so.
  */
-#define PMEM_AGENT_PAGE_MAGIC 0x314741504d454d50ULL	/* "PMEMPAG1" when little-endian */
+#define PMEM_AGENT_PAGE_MAGIC   0x314741504d454d50ULL /* "PMEMPAG1" when little-endian */
 #define PMEM_AGENT_PAGE_VERSION 1
-#define PMEM_AGENT_PAGE_SIZE 4096
+#define PMEM_AGENT_PAGE_SIZE    4096
 
 struct pmem_agent_page {
 	uint64_t magic;
 	uint32_t version;
 	uint32_t reserved;
 	uint8_t boot_id[16];
-	char identity[256];	/* what the region is, whatever its number: see region_identity() */
+	char identity[256]; /* what the region is, whatever its number: see region_identity() */
 
 	/* written by the worker, but for the first two, which the agent writes before it asks anything of it */
 	struct {
-		uint32_t pid;		/* 0: no worker yet */
+		uint32_t pid; /* 0: no worker yet */
 		uint32_t reserved;
-		uint64_t start_time;	/* field 22 of /proc/PID/stat, clock ticks since boot */
-		uint64_t started_usec;	/* when the newest round began, CLOCK_REALTIME */
-		uint64_t started;	/* its number; stored before its system call */
-		uint64_t done;		/* newest round that returned; stored after everything else below */
-		uint64_t durable;	/* newest round that the host confirmed */
-		uint64_t failed;	/* newest round whose failure is a loss */
-		int32_t error;		/* errno of that round */
+		uint64_t start_time;   /* field 22 of /proc/PID/stat, clock ticks since boot */
+		uint64_t started_usec; /* when the newest round began, CLOCK_REALTIME */
+		uint64_t started;      /* its number; stored before its system call */
+		uint64_t done;         /* newest round that returned; stored after everything else below */
+		uint64_t durable;      /* newest round that the host confirmed */
+		uint64_t failed;       /* newest round whose failure is a loss */
+		int32_t error;         /* errno of that round */
 		uint32_t reserved2;
 	} worker;
 
 	/* written by the agent */
 	struct {
 		uint8_t instance[16];
-		uint64_t loss;		/* number of the newest loss; 0: never one */
-		uint64_t acknowledged;	/* newest loss acknowledged */
-		uint64_t loss_usec;	/* when it was noticed, CLOCK_REALTIME */
-		uint64_t loss_round;	/* the newest round begun by then */
-		uint64_t failed_seen;	/* worker.failed as of the newest loss counted */
-		uint64_t epoch;		/* newest round the agent told anyone of as durable */
-		int32_t loss_error;	/* errno */
-		uint32_t loss_origin;	/* enum flush_origin */
-		uint32_t reading;	/* not 0: it has taken errors from the trace instance and not yet counted them */
-		uint32_t recalled;	/* 1: what earlier boots lost is counted here; stored after it */
-		uint64_t loss_epoch;	/* newest round confirmed before it */
-		uint32_t loss_earlier;	/* 1: loss_round and loss_epoch are those of an earlier boot */
+		uint64_t loss;         /* number of the newest loss; 0: never one */
+		uint64_t acknowledged; /* newest loss acknowledged */
+		uint64_t loss_usec;    /* when it was noticed, CLOCK_REALTIME */
+		uint64_t loss_round;   /* the newest round begun by then */
+		uint64_t failed_seen;  /* worker.failed as of the newest loss counted */
+		uint64_t epoch;        /* newest round the agent told anyone of as durable */
+		int32_t loss_error;    /* errno */
+		uint32_t loss_origin;  /* enum flush_origin */
+		uint32_t reading;      /* not 0: it has taken errors from the trace instance and not yet counted them */
+		uint32_t recalled;     /* 1: what earlier boots lost is counted here; stored after it */
+		uint64_t loss_epoch;   /* newest round confirmed before it */
+		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
 		uint32_t reserved;
 	} agent;
 

@@ -81,7 +81,8 @@ static inline int session_run_agent(const char *conf_path, const char *runtime_d
 
 	signal(SIGCHLD, SIG_IGN);
 	if (conf_load(conf_path, &conf) < 0 || sd_event_new(&event) < 0 ||
-	    manager_new(event, conf, runtime_dir, runtime_dir, &m) < 0 || bus_new(m, &b) < 0 || write(ready, "R", 1) != 1)
+	    manager_new(event, conf, runtime_dir, runtime_dir, &m) < 0 || bus_new(m, &b) < 0 ||
+	    write(ready, "R", 1) != 1)
 		return 1;
 	close(ready);
 	return sd_event_loop(event) != 0;

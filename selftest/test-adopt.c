@@ -271,16 +271,11 @@ static void test_removed_idle_but_pinned(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_epoch_and_rounds_go_on),
-		TEST(test_dead_in_flight),
-		TEST(test_alive_in_flight),
-		TEST(test_alive_after_failure),
-		TEST(test_alive_then_confirmed),
-		TEST(test_late_failure),
-		TEST(test_failure_nobody_was_told),
-		TEST(test_removed),
-		TEST(test_removed_then_lost),
-		TEST(test_removed_idle_but_pinned),
+		TEST(test_epoch_and_rounds_go_on),  TEST(test_dead_in_flight),
+		TEST(test_alive_in_flight),         TEST(test_alive_after_failure),
+		TEST(test_alive_then_confirmed),    TEST(test_late_failure),
+		TEST(test_failure_nobody_was_told), TEST(test_removed),
+		TEST(test_removed_then_lost),       TEST(test_removed_idle_but_pinned),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -20,23 +20,23 @@ static void test_contract(void **state)
 		int exit_status;
 		const char *error;
 	} expected[] = {
-	    {PMEM_AGENT_DURABLE, 0, "io.pmem.Agent1.Error.Durable"},
-	    {PMEM_AGENT_LOST, 3, "io.pmem.Agent1.Error.Lost"},
-	    {PMEM_AGENT_UNKNOWN, 4, "io.pmem.Agent1.Error.Unknown"},
-	    {PMEM_AGENT_BUSY, 5, "io.pmem.Agent1.Error.Busy"},
-	    {PMEM_AGENT_GONE, 6, "io.pmem.Agent1.Error.Gone"},
-	    {PMEM_AGENT_ORDINARY, 7, "io.pmem.Agent1.Error.OrdinaryStorage"},
-	    {PMEM_AGENT_MIXED, 8, "io.pmem.Agent1.Error.MixedStorage"},
-	    {PMEM_AGENT_SYNCHRONOUS, 9, "io.pmem.Agent1.Error.SynchronousRegion"},
-	    {PMEM_AGENT_FILESYSTEM, 10, "io.pmem.Agent1.Error.UnknownFilesystem"},
-	    {PMEM_AGENT_UNFLUSHED, 11, "io.pmem.Agent1.Error.NotFlushed"},
-	    {PMEM_AGENT_IMPOSSIBLE, 12, "io.pmem.Agent1.Error.Impossible"},
-	    {PMEM_AGENT_FAILED, 13, "io.pmem.Agent1.Error.TargetFailed"},
-	    {PMEM_AGENT_REFUSED, 14, "io.pmem.Agent1.Error.InvalidTarget"},
-	    {PMEM_AGENT_NOT_FOUND, 15, "io.pmem.Agent1.Error.NotFound"},
-	    {PMEM_AGENT_DENIED, 16, "io.pmem.Agent1.Error.AccessDenied"},
-	    {PMEM_AGENT_STALE_LOSS, 17, "io.pmem.Agent1.Error.StaleLoss"},
-	    {PMEM_AGENT_TIMEOUT, 18, "io.pmem.Agent1.Error.TimedOut"},
+		{ PMEM_AGENT_DURABLE, 0, "io.pmem.Agent1.Error.Durable" },
+		{ PMEM_AGENT_LOST, 3, "io.pmem.Agent1.Error.Lost" },
+		{ PMEM_AGENT_UNKNOWN, 4, "io.pmem.Agent1.Error.Unknown" },
+		{ PMEM_AGENT_BUSY, 5, "io.pmem.Agent1.Error.Busy" },
+		{ PMEM_AGENT_GONE, 6, "io.pmem.Agent1.Error.Gone" },
+		{ PMEM_AGENT_ORDINARY, 7, "io.pmem.Agent1.Error.OrdinaryStorage" },
+		{ PMEM_AGENT_MIXED, 8, "io.pmem.Agent1.Error.MixedStorage" },
+		{ PMEM_AGENT_SYNCHRONOUS, 9, "io.pmem.Agent1.Error.SynchronousRegion" },
+		{ PMEM_AGENT_FILESYSTEM, 10, "io.pmem.Agent1.Error.UnknownFilesystem" },
+		{ PMEM_AGENT_UNFLUSHED, 11, "io.pmem.Agent1.Error.NotFlushed" },
+		{ PMEM_AGENT_IMPOSSIBLE, 12, "io.pmem.Agent1.Error.Impossible" },
+		{ PMEM_AGENT_FAILED, 13, "io.pmem.Agent1.Error.TargetFailed" },
+		{ PMEM_AGENT_REFUSED, 14, "io.pmem.Agent1.Error.InvalidTarget" },
+		{ PMEM_AGENT_NOT_FOUND, 15, "io.pmem.Agent1.Error.NotFound" },
+		{ PMEM_AGENT_DENIED, 16, "io.pmem.Agent1.Error.AccessDenied" },
+		{ PMEM_AGENT_STALE_LOSS, 17, "io.pmem.Agent1.Error.StaleLoss" },
+		{ PMEM_AGENT_TIMEOUT, 18, "io.pmem.Agent1.Error.TimedOut" },
 	};
 
 	assert_int_equal(sizeof(expected) / sizeof(expected[0]), PMEM_AGENT_N_ANSWERS);
@@ -103,9 +103,9 @@ static void test_from_flush_errno(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_contract),         cmocka_unit_test(test_rows),
-	    cmocka_unit_test(test_out_of_range),     cmocka_unit_test(test_from_dbus_error),
-	    cmocka_unit_test(test_from_flush_errno),
+		cmocka_unit_test(test_contract),         cmocka_unit_test(test_rows),
+		cmocka_unit_test(test_out_of_range),     cmocka_unit_test(test_from_dbus_error),
+		cmocka_unit_test(test_from_flush_errno),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

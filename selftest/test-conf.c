@@ -104,17 +104,17 @@ static void test_times(void **state)
 		const char *text;
 		uint64_t usec; /* 0: bad */
 	} times[] = {
-	    {"3", 3000000},     {"100ms", 100000},
-	    {"3s", 3000000},    {"3 s", 3000000},
-	    {"3sec", 3000000},  {"1min", 60000000},
-	    {"1h", 3600000000}, {"3600", 3600000000},
-	    {"0", 0},           {"99ms", 0},
-	    {"3601", 0},        {"2h", 0},
-	    {"-1", 0},          {"", 0},
-	    {"1.5s", 0},        {"5x", 0},
-	    {"s", 0},           {"infinity", 0},
-	    {"99999999999", 0}, {"18446744073709551617", 0},
-	    {"5s5", 0},
+		{ "3", 3000000 },     { "100ms", 100000 },
+		{ "3s", 3000000 },    { "3 s", 3000000 },
+		{ "3sec", 3000000 },  { "1min", 60000000 },
+		{ "1h", 3600000000 }, { "3600", 3600000000 },
+		{ "0", 0 },           { "99ms", 0 },
+		{ "3601", 0 },        { "2h", 0 },
+		{ "-1", 0 },          { "", 0 },
+		{ "1.5s", 0 },        { "5x", 0 },
+		{ "s", 0 },           { "infinity", 0 },
+		{ "99999999999", 0 }, { "18446744073709551617", 0 },
+		{ "5s5", 0 },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(times); i++) {
@@ -131,8 +131,10 @@ static void test_times(void **state)
 
 static void test_bad_values(void **state)
 {
-	static const char *const values[] = {"QueueDepth=0", "QueueDepth=16385", "QueueDepth=10k", "QueueDepth=-1",
-					     "QueueDepth=",  "HostPort=port",    "HostPort=",      "StopFlushSec=soon"};
+	static const char *const values[] = {
+		"QueueDepth=0", "QueueDepth=16385", "QueueDepth=10k", "QueueDepth=-1",
+		"QueueDepth=",  "HostPort=port",    "HostPort=",      "StopFlushSec=soon"
+	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
 		_cleanup_(conf_freep) struct conf *c = NULL;
@@ -154,7 +156,7 @@ static void test_unknown(void **state)
 	_cleanup_(conf_freep) struct conf *junk = load_problem("[Agent]\njunk\n", 2, "neither");
 	_cleanup_(conf_freep) struct conf *nokey = load_problem("[Agent]\n=5\n", 2, "neither");
 	_cleanup_(conf_freep) struct conf *open = load_problem("[Agent\nQueueDepth=1\n", 1, "no closing");
-	struct conf *all[] = {key, other, section, early, junk, nokey, open};
+	struct conf *all[] = { key, other, section, early, junk, nokey, open };
 
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
 		assert_defaults(all[i]);
@@ -192,10 +194,11 @@ static void test_duplicates(void **state)
 static void test_regions(void **state)
 {
 	static const char *const bad_names[] = {
-	    "",         "a b",      "a/b",  "region0",
-	    "region12", "\xc3\xa4", "a\tb", "0123456789012345678901234567890123456789012345678901234567890123"};
-	static const char *const good_names[] = {"region", "region0a", "regional", "a",
-						 "012345678901234567890123456789012345678901234567890123456789012"};
+		"",         "a b",      "a/b",  "region0",
+		"region12", "\xc3\xa4", "a\tb", "0123456789012345678901234567890123456789012345678901234567890123"
+	};
+	static const char *const good_names[] = { "region", "region0a", "regional", "a",
+						  "012345678901234567890123456789012345678901234567890123456789012" };
 	_cleanup_(conf_freep) struct conf *relative = load("[Region a]\nEmulate=srv/a\n");
 	_cleanup_(conf_freep) struct conf *empty = load_problem("[Agent]\n[Region a]\n", 2, "no valid Emulate=");
 
@@ -352,13 +355,13 @@ static int tear_down(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_missing),    cmocka_unit_test(test_unreadable),
-	    cmocka_unit_test(test_all_keys),   cmocka_unit_test(test_times),
-	    cmocka_unit_test(test_bad_values), cmocka_unit_test(test_unknown),
-	    cmocka_unit_test(test_indented),   cmocka_unit_test(test_duplicates),
-	    cmocka_unit_test(test_regions),    cmocka_unit_test(test_long_lines),
-	    cmocka_unit_test(test_nul),        cmocka_unit_test(test_bounds),
-	    cmocka_unit_test(test_documented), cmocka_unit_test(test_example_is_valid),
+		cmocka_unit_test(test_missing),    cmocka_unit_test(test_unreadable),
+		cmocka_unit_test(test_all_keys),   cmocka_unit_test(test_times),
+		cmocka_unit_test(test_bad_values), cmocka_unit_test(test_unknown),
+		cmocka_unit_test(test_indented),   cmocka_unit_test(test_duplicates),
+		cmocka_unit_test(test_regions),    cmocka_unit_test(test_long_lines),
+		cmocka_unit_test(test_nul),        cmocka_unit_test(test_bounds),
+		cmocka_unit_test(test_documented), cmocka_unit_test(test_example_is_valid),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test-log: entries at a journal of our own, one that does not read, and lines on stderr
  */
@@ -25,7 +25,7 @@ struct fixture {
 static int set_up(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	char stream[64];
 	struct stat st;
 
@@ -166,7 +166,7 @@ static void test_long_message_is_cut(void **state)
 	log_daemon(LOG_INFO, LOG_EVENT_NONE, "nobody listens");
 	close(f->journal);
 	f->journal = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	strcpy(address.sun_path, f->path);
 	assert_int_equal(bind(f->journal, (struct sockaddr *)&address, sizeof(address)), 0);
 	log_daemon(LOG_INFO, LOG_EVENT_NONE, "%s", text);
@@ -244,13 +244,13 @@ static void test_manual_has_every_id(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test_setup_teardown(test_fields, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_stuck_journal_is_not_waited_for, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_long_message_is_cut, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_lines_without_journal, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_stuck_stderr_is_not_waited_for, set_up, tear_down),
-	    cmocka_unit_test(test_ids),
-	    cmocka_unit_test(test_manual_has_every_id),
+		cmocka_unit_test_setup_teardown(test_fields, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_stuck_journal_is_not_waited_for, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_long_message_is_cut, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_lines_without_journal, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_stuck_stderr_is_not_waited_for, set_up, tear_down),
+		cmocka_unit_test(test_ids),
+		cmocka_unit_test(test_manual_has_every_id),
 	};
 
 	alarm(60);

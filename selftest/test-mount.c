@@ -177,7 +177,7 @@ static void set_mountinfo(const char *text)
 
 static void fake_file(unsigned int type, unsigned int dev_major, unsigned int dev_minor, uint64_t inode)
 {
-	fake = (struct statx){.stx_mode = type | 0644, .stx_ino = inode, .stx_mask = STATX_TYPE | STATX_INO};
+	fake = (struct statx){ .stx_mode = type | 0644, .stx_ino = inode, .stx_mask = STATX_TYPE | STATX_INO };
 	if (type == S_IFBLK || type == S_IFCHR) {
 		fake.stx_rdev_major = dev_major;
 		fake.stx_rdev_minor = dev_minor;
@@ -221,13 +221,13 @@ static void test_file(void **state)
 		unsigned int type;
 		struct flush_target flush;
 	} rows[] = {
-	    {MOUNT_SCOPE_AUTO, S_IFREG, {FLUSH_FILE, 1, 1}},
-	    {MOUNT_SCOPE_FILE, S_IFREG, {FLUSH_FILE, 1, 1}},
-	    {MOUNT_SCOPE_FILE_DATA, S_IFREG, {FLUSH_FILE_DATA, 1, 1}},
-	    {MOUNT_SCOPE_FILESYSTEM, S_IFREG, {FLUSH_FILESYSTEM, 1, 0}},
-	    {MOUNT_SCOPE_REGION, S_IFREG, {FLUSH_REGION, 0, 0}},
-	    {MOUNT_SCOPE_AUTO, S_IFDIR, {FLUSH_FILESYSTEM, 1, 0}},
-	    {MOUNT_SCOPE_FILE, S_IFDIR, {FLUSH_FILE, 1, 1}},
+		{ MOUNT_SCOPE_AUTO, S_IFREG, { FLUSH_FILE, 1, 1 } },
+		{ MOUNT_SCOPE_FILE, S_IFREG, { FLUSH_FILE, 1, 1 } },
+		{ MOUNT_SCOPE_FILE_DATA, S_IFREG, { FLUSH_FILE_DATA, 1, 1 } },
+		{ MOUNT_SCOPE_FILESYSTEM, S_IFREG, { FLUSH_FILESYSTEM, 1, 0 } },
+		{ MOUNT_SCOPE_REGION, S_IFREG, { FLUSH_REGION, 0, 0 } },
+		{ MOUNT_SCOPE_AUTO, S_IFDIR, { FLUSH_FILESYSTEM, 1, 0 } },
+		{ MOUNT_SCOPE_FILE, S_IFDIR, { FLUSH_FILE, 1, 1 } },
 	};
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -279,13 +279,13 @@ static void test_layers(void **state)
 		int answer;
 		const char *leaves, *detail;
 	} rows[] = {
-	    {253, 1, 0, "pmem0 pmem1", ""},
-	    {253, 3, 0, "pmem0 sdb", ""},
-	    {259, 10, 0, "pmem0", ""},
-	    {253, 2, 0, "pmem1", ""},
-	    {8, 0, 0, "sda", ""},
-	    {253, 5, PMEM_AGENT_REFUSED, NULL, "too many devices"},
-	    {253, 9, PMEM_AGENT_GONE, NULL, "253:9"},
+		{ 253, 1, 0, "pmem0 pmem1", "" },
+		{ 253, 3, 0, "pmem0 sdb", "" },
+		{ 259, 10, 0, "pmem0", "" },
+		{ 253, 2, 0, "pmem1", "" },
+		{ 8, 0, 0, "sda", "" },
+		{ 253, 5, PMEM_AGENT_REFUSED, NULL, "too many devices" },
+		{ 253, 9, PMEM_AGENT_GONE, NULL, "253:9" },
 	};
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -308,14 +308,14 @@ static void test_filesystems(void **state)
 		int answer;
 		const char *leaves, *detail;
 	} rows[] = {
-	    {0, 40, PMEM_AGENT_ORDINARY, "", "tmpfs at /tmp"},
-	    {0, 41, PMEM_AGENT_ORDINARY, "", "fuse.sshfs at /fuse"},
-	    {0, 42, PMEM_AGENT_ORDINARY, "", "nfs4 at /nfs"},
-	    {0, 43, PMEM_AGENT_FILESYSTEM, "pmem0", "btrfs at /btrfs is none that the agent can flush"},
-	    {0, 45, PMEM_AGENT_FILESYSTEM, "", "overlay at /overlay hides"},
-	    {0, 99, PMEM_AGENT_FILESYSTEM, "", "not mounted where the agent can see it"},
-	    {8, 16, PMEM_AGENT_FILESYSTEM, "sdb", "ext2 at /ext2"},
-	    {253, 0, PMEM_AGENT_FILESYSTEM, "pmem0 pmem1", "not mounted where"},
+		{ 0, 40, PMEM_AGENT_ORDINARY, "", "tmpfs at /tmp" },
+		{ 0, 41, PMEM_AGENT_ORDINARY, "", "fuse.sshfs at /fuse" },
+		{ 0, 42, PMEM_AGENT_ORDINARY, "", "nfs4 at /nfs" },
+		{ 0, 43, PMEM_AGENT_FILESYSTEM, "pmem0", "btrfs at /btrfs is none that the agent can flush" },
+		{ 0, 45, PMEM_AGENT_FILESYSTEM, "", "overlay at /overlay hides" },
+		{ 0, 99, PMEM_AGENT_FILESYSTEM, "", "not mounted where the agent can see it" },
+		{ 8, 16, PMEM_AGENT_FILESYSTEM, "sdb", "ext2 at /ext2" },
+		{ 253, 0, PMEM_AGENT_FILESYSTEM, "pmem0 pmem1", "not mounted where" },
 	};
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -343,18 +343,18 @@ static void test_options(void **state)
 		int answer;
 		const char *detail;
 	} rows[] = {
-	    {"ext4", "rw", 0, ""},
-	    {"ext4", "rw,errors=remount-ro,data=ordered", 0, ""},
-	    {"ext4", "rw,barrier", 0, ""},
-	    {"ext4", "rw,barrier=1", 0, ""},
-	    {"ext4", "rw,nobarrier", PMEM_AGENT_UNFLUSHED, "nobarrier"},
-	    {"ext4", "rw,barrier=0", PMEM_AGENT_UNFLUSHED, "barrier=0"},
-	    {"ext4", "ro", PMEM_AGENT_UNFLUSHED, "the ext4 at /a is read-only"},
-	    {"ext4", "rw,emergency_ro", PMEM_AGENT_UNFLUSHED, "after an error"},
-	    {"ext4", "rw,shutdown", PMEM_AGENT_UNFLUSHED, "shut down"},
-	    {"xfs", "rw,attr2", 0, ""},
-	    {"xfs", "ro,attr2", PMEM_AGENT_UNFLUSHED, "the xfs at /a is read-only"},
-	    {"xfs", "rw,nobarrier", PMEM_AGENT_UNFLUSHED, "nobarrier"},
+		{ "ext4", "rw", 0, "" },
+		{ "ext4", "rw,errors=remount-ro,data=ordered", 0, "" },
+		{ "ext4", "rw,barrier", 0, "" },
+		{ "ext4", "rw,barrier=1", 0, "" },
+		{ "ext4", "rw,nobarrier", PMEM_AGENT_UNFLUSHED, "nobarrier" },
+		{ "ext4", "rw,barrier=0", PMEM_AGENT_UNFLUSHED, "barrier=0" },
+		{ "ext4", "ro", PMEM_AGENT_UNFLUSHED, "the ext4 at /a is read-only" },
+		{ "ext4", "rw,emergency_ro", PMEM_AGENT_UNFLUSHED, "after an error" },
+		{ "ext4", "rw,shutdown", PMEM_AGENT_UNFLUSHED, "shut down" },
+		{ "xfs", "rw,attr2", 0, "" },
+		{ "xfs", "ro,attr2", PMEM_AGENT_UNFLUSHED, "the xfs at /a is read-only" },
+		{ "xfs", "rw,nobarrier", PMEM_AGENT_UNFLUSHED, "nobarrier" },
 	};
 	char detail[MOUNT_DETAIL_MAX], line[256];
 	struct target t, healthy;
@@ -454,14 +454,14 @@ static void test_xfs_devices(void **state)
 		int answer;
 		const char *leaves;
 	} rows[] = {
-	    {"rw,logdev=/dev/pmem1", 0, "pmem0 pmem1"},
-	    {"rw,rtdev=/dev/sdb,logbufs=8", 0, "pmem0 sdb"},
-	    {"rw,logdev=/dev/pmem0p1", 0, "pmem0"},
-	    {"rw,logdev=/dev/mapper/vg-top", 0, "pmem0 pmem1"},
-	    {"rw,logdev=/dev/mapper/none", PMEM_AGENT_FILESYSTEM, "pmem0"},
-	    {"rw,logdev=/dev/disk/by-id/x", PMEM_AGENT_FILESYSTEM, "pmem0"},
-	    {"rw,rtdev=/srv/dev", PMEM_AGENT_FILESYSTEM, "pmem0"},
-	    {"rw,logdev=/dev/dm-2", 0, "pmem0 pmem1"},
+		{ "rw,logdev=/dev/pmem1", 0, "pmem0 pmem1" },
+		{ "rw,rtdev=/dev/sdb,logbufs=8", 0, "pmem0 sdb" },
+		{ "rw,logdev=/dev/pmem0p1", 0, "pmem0" },
+		{ "rw,logdev=/dev/mapper/vg-top", 0, "pmem0 pmem1" },
+		{ "rw,logdev=/dev/mapper/none", PMEM_AGENT_FILESYSTEM, "pmem0" },
+		{ "rw,logdev=/dev/disk/by-id/x", PMEM_AGENT_FILESYSTEM, "pmem0" },
+		{ "rw,rtdev=/srv/dev", PMEM_AGENT_FILESYSTEM, "pmem0" },
+		{ "rw,logdev=/dev/dm-2", 0, "pmem0 pmem1" },
 	};
 	char detail[MOUNT_DETAIL_MAX], line[256];
 	struct target t;
@@ -484,14 +484,14 @@ static void test_block(void **state)
 		enum flush_scope flush;
 		const char *source, *leaves;
 	} rows[] = {
-	    {259, 0, MOUNT_SCOPE_AUTO, 0, FLUSH_REGION, "pmem0", "pmem0"},
-	    {259, 0, MOUNT_SCOPE_FILE, 0, FLUSH_FILE, "pmem0", "pmem0"},
-	    {259, 10, MOUNT_SCOPE_AUTO, 0, FLUSH_FILE, "pmem0p1", "pmem0"},
-	    {259, 10, MOUNT_SCOPE_FILE_DATA, 0, FLUSH_FILE_DATA, "pmem0p1", "pmem0"},
-	    {259, 10, MOUNT_SCOPE_REGION, 0, FLUSH_REGION, "pmem0p1", "pmem0"},
-	    {253, 0, MOUNT_SCOPE_AUTO, 0, FLUSH_FILE, "dm-0", "pmem0 pmem1"},
-	    {253, 2, MOUNT_SCOPE_AUTO, PMEM_AGENT_UNFLUSHED, FLUSH_FILE, "dm-2", "pmem1"},
-	    {8, 0, MOUNT_SCOPE_AUTO, PMEM_AGENT_UNFLUSHED, FLUSH_REGION, "sda", "sda"},
+		{ 259, 0, MOUNT_SCOPE_AUTO, 0, FLUSH_REGION, "pmem0", "pmem0" },
+		{ 259, 0, MOUNT_SCOPE_FILE, 0, FLUSH_FILE, "pmem0", "pmem0" },
+		{ 259, 10, MOUNT_SCOPE_AUTO, 0, FLUSH_FILE, "pmem0p1", "pmem0" },
+		{ 259, 10, MOUNT_SCOPE_FILE_DATA, 0, FLUSH_FILE_DATA, "pmem0p1", "pmem0" },
+		{ 259, 10, MOUNT_SCOPE_REGION, 0, FLUSH_REGION, "pmem0p1", "pmem0" },
+		{ 253, 0, MOUNT_SCOPE_AUTO, 0, FLUSH_FILE, "dm-0", "pmem0 pmem1" },
+		{ 253, 2, MOUNT_SCOPE_AUTO, PMEM_AGENT_UNFLUSHED, FLUSH_FILE, "dm-2", "pmem1" },
+		{ 8, 0, MOUNT_SCOPE_AUTO, PMEM_AGENT_UNFLUSHED, FLUSH_REGION, "sda", "sda" },
 	};
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -542,7 +542,7 @@ static void test_dax(void **state)
 
 static void test_refused(void **state)
 {
-	static const unsigned int types[] = {S_IFIFO, S_IFSOCK, S_IFLNK, 0};
+	static const unsigned int types[] = { S_IFIFO, S_IFSOCK, S_IFLNK, 0 };
 	_cleanup_close_ int fd = open("/dev/null", O_PATH | O_CLOEXEC);
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -567,23 +567,23 @@ static void test_path(void **state)
 		int answer;
 		const char *leaves;
 	} rows[] = {
-	    {"/mnt", 0, "pmem0"},
-	    {"/mnt/", 0, "pmem0"},
-	    {"/mnt//", 0, "pmem0"},
-	    {"/bind", 0, "pmem0"},
-	    {"/over", 0, "pmem0"},
-	    {"/with blank", 0, "pmem0"},
-	    {"/lvm", 0, "pmem0 pmem1"},
-	    {"/", 0, "sda"},
-	    {"/tmp", PMEM_AGENT_ORDINARY, ""},
-	    {"/overlay", PMEM_AGENT_FILESYSTEM, ""},
-	    {"/vanished", PMEM_AGENT_GONE, NULL},
-	    {"/mnt/sub", PMEM_AGENT_NOT_FOUND, NULL},
-	    {"/mn", PMEM_AGENT_NOT_FOUND, NULL},
-	    {"/mnt/.", PMEM_AGENT_NOT_FOUND, NULL},
-	    {"/mnt/../mnt", PMEM_AGENT_NOT_FOUND, NULL},
-	    {"", PMEM_AGENT_REFUSED, NULL},
-	    {"mnt", PMEM_AGENT_REFUSED, NULL},
+		{ "/mnt", 0, "pmem0" },
+		{ "/mnt/", 0, "pmem0" },
+		{ "/mnt//", 0, "pmem0" },
+		{ "/bind", 0, "pmem0" },
+		{ "/over", 0, "pmem0" },
+		{ "/with blank", 0, "pmem0" },
+		{ "/lvm", 0, "pmem0 pmem1" },
+		{ "/", 0, "sda" },
+		{ "/tmp", PMEM_AGENT_ORDINARY, "" },
+		{ "/overlay", PMEM_AGENT_FILESYSTEM, "" },
+		{ "/vanished", PMEM_AGENT_GONE, NULL },
+		{ "/mnt/sub", PMEM_AGENT_NOT_FOUND, NULL },
+		{ "/mn", PMEM_AGENT_NOT_FOUND, NULL },
+		{ "/mnt/.", PMEM_AGENT_NOT_FOUND, NULL },
+		{ "/mnt/../mnt", PMEM_AGENT_NOT_FOUND, NULL },
+		{ "", PMEM_AGENT_REFUSED, NULL },
+		{ "mnt", PMEM_AGENT_REFUSED, NULL },
 	};
 	char detail[MOUNT_DETAIL_MAX];
 	struct target t;
@@ -635,8 +635,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 static int set_up(void **state)
 {
-	static const char *const internal[] = {"pmem0-8", "pmem0p1-8", "pmem1-8", "sda-8", "dm-0-8",
-					       "dm-1-8",  "dm-2-8",    "dm-3-8",  "dm-5-8"};
+	static const char *const internal[] = { "pmem0-8", "pmem0p1-8", "pmem1-8", "sda-8", "dm-0-8",
+						"dm-1-8",  "dm-2-8",    "dm-3-8",  "dm-5-8" };
 
 	strcpy(root + strlen(root) - 6, "XXXXXX");
 	if (!mkdtemp(root))
@@ -670,10 +670,10 @@ static int tear_down(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-	    TEST(test_file),        TEST(test_mount_id),      TEST(test_layers),  TEST(test_filesystems),
-	    TEST(test_options),     TEST(test_check_changes), TEST(test_block),   TEST(test_ext4_journal),
-	    TEST(test_xfs_devices), TEST(test_dax),           TEST(test_refused), TEST(test_path),
-	    TEST(test_long_names),
+		TEST(test_file),        TEST(test_mount_id),      TEST(test_layers),  TEST(test_filesystems),
+		TEST(test_options),     TEST(test_check_changes), TEST(test_block),   TEST(test_ext4_journal),
+		TEST(test_xfs_devices), TEST(test_dax),           TEST(test_refused), TEST(test_path),
+		TEST(test_long_names),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

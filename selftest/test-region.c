@@ -72,14 +72,14 @@ static void test_virtio_pmem(void **state)
 		enum region_method method;
 		const char *evidence;
 	} rows[] = {
-	    {NAMESPACE_MODE_FSDAX, "pmem0", REGION_METHOD_BLOCK,
-	     "namespace0.0 is in fsdax mode on /dev/pmem0: fsync of it sends the flush"},
-	    {NAMESPACE_MODE_RAW, "pmem0", REGION_METHOD_BLOCK, "in raw mode on /dev/pmem0"},
-	    {NAMESPACE_MODE_SECTOR, "pmem0s", REGION_METHOD_IMPOSSIBLE, "sector mode"},
-	    {NAMESPACE_MODE_DEVDAX, "dax0.0", REGION_METHOD_HOST, "only the host can"},
-	    {NAMESPACE_MODE_DEVDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device"},
-	    {NAMESPACE_MODE_FSDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device"},
-	    {NAMESPACE_MODE_UNKNOWN, "pmem0", REGION_METHOD_IMPOSSIBLE, "doesn't know"},
+		{ NAMESPACE_MODE_FSDAX, "pmem0", REGION_METHOD_BLOCK,
+		  "namespace0.0 is in fsdax mode on /dev/pmem0: fsync of it sends the flush" },
+		{ NAMESPACE_MODE_RAW, "pmem0", REGION_METHOD_BLOCK, "in raw mode on /dev/pmem0" },
+		{ NAMESPACE_MODE_SECTOR, "pmem0s", REGION_METHOD_IMPOSSIBLE, "sector mode" },
+		{ NAMESPACE_MODE_DEVDAX, "dax0.0", REGION_METHOD_HOST, "only the host can" },
+		{ NAMESPACE_MODE_DEVDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device" },
+		{ NAMESPACE_MODE_FSDAX, "", REGION_METHOD_IMPOSSIBLE, "has no device" },
+		{ NAMESPACE_MODE_UNKNOWN, "pmem0", REGION_METHOD_IMPOSSIBLE, "doesn't know" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -125,13 +125,13 @@ static void test_papr(void **state)
 		enum region_method method;
 		const char *evidence;
 	} rows[] = {
-	    {true, 1, true, false, REGION_METHOD_DEEP_FLUSH, "writing 1 to it sends the flush"},
-	    {true, 1, false, false, REGION_METHOD_IMPOSSIBLE, "not writable for the agent"},
-	    {true, 0, true, false, REGION_METHOD_IMPOSSIBLE, "doesn't read 1"},
-	    {true, -1, false, false, REGION_METHOD_IMPOSSIBLE, "is absent"},
-	    {true, 1, true, true, REGION_METHOD_IMPOSSIBLE, "not armed"},
-	    {false, 0, false, false, REGION_METHOD_CPU_FLUSH, "no ibm,hcall-flush-required"},
-	    {false, 0, false, true, REGION_METHOD_IMPOSSIBLE, "not armed"},
+		{ true, 1, true, false, REGION_METHOD_DEEP_FLUSH, "writing 1 to it sends the flush" },
+		{ true, 1, false, false, REGION_METHOD_IMPOSSIBLE, "not writable for the agent" },
+		{ true, 0, true, false, REGION_METHOD_IMPOSSIBLE, "doesn't read 1" },
+		{ true, -1, false, false, REGION_METHOD_IMPOSSIBLE, "is absent" },
+		{ true, 1, true, true, REGION_METHOD_IMPOSSIBLE, "not armed" },
+		{ false, 0, false, false, REGION_METHOD_CPU_FLUSH, "no ibm,hcall-flush-required" },
+		{ false, 0, false, true, REGION_METHOD_IMPOSSIBLE, "not armed" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -155,12 +155,12 @@ static void test_nfit(void **state)
 		enum region_method method;
 		const char *evidence;
 	} rows[] = {
-	    {0, false, false, false, REGION_METHOD_CPU_FLUSH, "unattested"},
-	    {1, true, false, false, REGION_METHOD_DEEP_FLUSH, "flush hints"},
-	    {1, false, false, false, REGION_METHOD_CPU_FLUSH, "may not write"},
-	    {-1, false, false, false, REGION_METHOD_CPU_FLUSH, "without flush hints"},
-	    {1, true, true, false, REGION_METHOD_IMPOSSIBLE, "not armed"},
-	    {1, true, false, true, REGION_METHOD_IMPOSSIBLE, "read-only"},
+		{ 0, false, false, false, REGION_METHOD_CPU_FLUSH, "unattested" },
+		{ 1, true, false, false, REGION_METHOD_DEEP_FLUSH, "flush hints" },
+		{ 1, false, false, false, REGION_METHOD_CPU_FLUSH, "may not write" },
+		{ -1, false, false, false, REGION_METHOD_CPU_FLUSH, "without flush hints" },
+		{ 1, true, true, false, REGION_METHOD_IMPOSSIBLE, "not armed" },
+		{ 1, true, false, true, REGION_METHOD_IMPOSSIBLE, "read-only" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -180,7 +180,7 @@ static void test_others(void **state)
 {
 	_cleanup_(region_freep) struct region *e820 = region_of("e820"), *cxl = region_of("CXL"), *none = region_of(""),
 					      *almost = region_of("virtio-pmem2");
-	struct region *unknown[] = {cxl, none, almost};
+	struct region *unknown[] = { cxl, none, almost };
 
 	add_namespace(e820, NAMESPACE_MODE_FSDAX, "pmem0");
 	assert_method(e820, REGION_KIND_E820, false, REGION_METHOD_IMPOSSIBLE, "plain RAM");
@@ -366,19 +366,19 @@ static void test_names(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_virtio_pmem),
-	    cmocka_unit_test(test_virtio_pmem_without_namespace),
-	    cmocka_unit_test(test_several_namespaces),
-	    cmocka_unit_test(test_papr),
-	    cmocka_unit_test(test_nfit),
-	    cmocka_unit_test(test_others),
-	    cmocka_unit_test(test_emulated),
-	    cmocka_unit_test(test_identity),
-	    cmocka_unit_test(test_copies),
-	    cmocka_unit_test(test_has_device),
-	    cmocka_unit_test(test_equal),
-	    cmocka_unit_test(test_classify_again),
-	    cmocka_unit_test(test_names),
+		cmocka_unit_test(test_virtio_pmem),
+		cmocka_unit_test(test_virtio_pmem_without_namespace),
+		cmocka_unit_test(test_several_namespaces),
+		cmocka_unit_test(test_papr),
+		cmocka_unit_test(test_nfit),
+		cmocka_unit_test(test_others),
+		cmocka_unit_test(test_emulated),
+		cmocka_unit_test(test_identity),
+		cmocka_unit_test(test_copies),
+		cmocka_unit_test(test_has_device),
+		cmocka_unit_test(test_equal),
+		cmocka_unit_test(test_classify_again),
+		cmocka_unit_test(test_names),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

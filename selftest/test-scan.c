@@ -210,7 +210,7 @@ static struct region *scan_one(void)
 
 static void test_nothing(void **state)
 {
-	struct region_list list = {.n_regions = 99};
+	struct region_list list = { .n_regions = 99 };
 
 	show();
 	assert_int_equal(scan_regions(&list), 0);
@@ -240,7 +240,7 @@ static void assert_namespace(const struct namespace *ns, const char *name, enum 
 /* Two buses of one provider, as libnvdimm 6.1 gives them; what ndctl list said of them is in the checks. */
 static void test_fsdax(void **state)
 {
-	_cleanup_(region_list_clear) struct region_list list = {.n_regions = 0};
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 
 	restore("virtio-pmem-fsdax");
 	show();
@@ -281,7 +281,7 @@ static void test_fsdax_info(void **state)
 /* The same from Linux 7.2. */
 static void test_linux_7(void **state)
 {
-	_cleanup_(region_list_clear) struct region_list list = {.n_regions = 0};
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 
 	restore("virtio-pmem-linux-7.2");
 	make_node("dax1.0");
@@ -462,9 +462,9 @@ static void test_emulated(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-	    TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7),
-	    TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),  TEST(test_unarmed),
-	    TEST(test_papr),    TEST(test_again), TEST(test_emulated),
+		TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7),
+		TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),
+		TEST(test_unarmed), TEST(test_papr),  TEST(test_again),      TEST(test_emulated),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

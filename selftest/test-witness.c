@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test-witness: lines of trace_pipe, from a table, from a FIFO, and from the kernel
  */
@@ -36,7 +36,7 @@ static void put(const char *dir, const char *name, const char *value)
 
 static int set_up(void **state)
 {
-	static const char *const dirs[] = {"events", "events/block", "events/" EVENT};
+	static const char *const dirs[] = { "events", "events/block", "events/" EVENT };
 	struct fixture *f = calloc(1, sizeof(*f));
 	char path[160];
 
@@ -76,30 +76,30 @@ static void test_parse(void **state)
 		const char *line;
 		struct witness_entry expected;
 	} rows[] = {
-	    {"     kworker/0:1H-123     [000] .N...    12.345678: block_bio_complete: 259,0 FR () 0 + 0 [-5]",
-	     {WITNESS_ENTRY_ERROR, makedev(259, 0), EIO}},
-	    {"           <...>-7       [001] d..1.    12.345: block_bio_complete: 259,3 FWFSM 262144 + 8 [-28]",
-	     {WITNESS_ENTRY_ERROR, makedev(259, 3), ENOSPC}},
-	    {"         [-5] a-7       [001] d..1.    12.345: block_bio_complete: 8,16 W 1 + 8 [-61]",
-	     {WITNESS_ENTRY_ERROR, makedev(8, 16), ENODATA}},
-	    {"CPU:0 [LOST 12 EVENTS]", {WITNESS_ENTRY_OVERRUN}},
-	    {"CPU:17 [LOST EVENTS]", {WITNESS_ENTRY_OVERRUN}},
-	    /* an event that can't be read is doubt, never silence */
-	    {"  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0 [-", {WITNESS_ENTRY_OVERRUN}},
-	    {"  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0", {WITNESS_ENTRY_OVERRUN}},
-	    {"  a-7 [001] d..1. 1.0: block_bio_complete: pmem0 FR () 0 + 0 [-5]", {WITNESS_ENTRY_OVERRUN}},
-	    {"  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0 [0]", {WITNESS_ENTRY_OVERRUN}},
-	    {"  a-7 [001] d..1. 1.0: block_bio_complete", {WITNESS_ENTRY_OVERRUN}},
-	    {"", {}},
-	    {"# tracer: nop", {}},
-	    {"  a-7 [001] d..1. 1.0: sched_switch: 259,0 [-5]", {}},
-	    /* a task named like an overrun, newline included, is none */
-	    {"CPU:0 [LOST 1 E-123   [000] .....  1.0: sched_switch: x", {}},
-	    {"   CPU:0 [LOST 1 E-123   [000] .....  1.0: sched_switch: x", {}},
+		{ "     kworker/0:1H-123     [000] .N...    12.345678: block_bio_complete: 259,0 FR () 0 + 0 [-5]",
+		  { WITNESS_ENTRY_ERROR, makedev(259, 0), EIO } },
+		{ "           <...>-7       [001] d..1.    12.345: block_bio_complete: 259,3 FWFSM 262144 + 8 [-28]",
+		  { WITNESS_ENTRY_ERROR, makedev(259, 3), ENOSPC } },
+		{ "         [-5] a-7       [001] d..1.    12.345: block_bio_complete: 8,16 W 1 + 8 [-61]",
+		  { WITNESS_ENTRY_ERROR, makedev(8, 16), ENODATA } },
+		{ "CPU:0 [LOST 12 EVENTS]", { WITNESS_ENTRY_OVERRUN } },
+		{ "CPU:17 [LOST EVENTS]", { WITNESS_ENTRY_OVERRUN } },
+		/* an event that can't be read is doubt, never silence */
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0 [-", { WITNESS_ENTRY_OVERRUN } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0", { WITNESS_ENTRY_OVERRUN } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: pmem0 FR () 0 + 0 [-5]", { WITNESS_ENTRY_OVERRUN } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 FR () 0 + 0 [0]", { WITNESS_ENTRY_OVERRUN } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete", { WITNESS_ENTRY_OVERRUN } },
+		{ "", {} },
+		{ "# tracer: nop", {} },
+		{ "  a-7 [001] d..1. 1.0: sched_switch: 259,0 [-5]", {} },
+		/* a task named like an overrun, newline included, is none */
+		{ "CPU:0 [LOST 1 E-123   [000] .....  1.0: sched_switch: x", {} },
+		{ "   CPU:0 [LOST 1 E-123   [000] .....  1.0: sched_switch: x", {} },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
-		struct witness_entry entry = {.type = WITNESS_ENTRY_ERROR, .error = -1};
+		struct witness_entry entry = { .type = WITNESS_ENTRY_ERROR, .error = -1 };
 
 		witness_parse(rows[i].line, &entry);
 		if (entry.type != rows[i].expected.type || entry.devnum != rows[i].expected.devnum ||
@@ -114,9 +114,9 @@ static void test_open_refuses_what_records_nothing(void **state)
 	static const struct {
 		const char *name, *broken, *good;
 	} rows[] = {
-	    {"tracing_on", "0\n", "1\n"},
-	    {"events/" EVENT "/enable", "0\n", "1\n"},
-	    {"events/" EVENT "/filter", "none\n", "error != 0\n"},
+		{ "tracing_on", "0\n", "1\n" },
+		{ "events/" EVENT "/enable", "0\n", "1\n" },
+		{ "events/" EVENT "/filter", "none\n", "error != 0\n" },
 	};
 	struct fixture *f = *state;
 	struct witness *untouched = (struct witness *)f, *w = untouched;
@@ -146,7 +146,7 @@ static void test_lines(void **state)
 
 	assert_int_equal(witness_open(f->dir, &f->witness), 0);
 	assert_int_equal(witness_next(f->witness, &entry), 0);
-	pfd = (struct pollfd){.fd = witness_get_fd(f->witness), .events = POLLIN};
+	pfd = (struct pollfd){ .fd = witness_get_fd(f->witness), .events = POLLIN };
 	assert_int_equal(poll(&pfd, 1, 0), 0);
 
 	/* a line that comes in two parts is one line, and not before it is whole */
@@ -201,11 +201,11 @@ static void test_real_instance(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_parse),
-	    cmocka_unit_test_setup_teardown(test_open_refuses_what_records_nothing, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_lines, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_overlong_line_is_doubt, set_up, tear_down),
-	    cmocka_unit_test_setup_teardown(test_real_instance, set_up, tear_down),
+		cmocka_unit_test(test_parse),
+		cmocka_unit_test_setup_teardown(test_open_refuses_what_records_nothing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_lines, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_overlong_line_is_doubt, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_real_instance, set_up, tear_down),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
