@@ -58,5 +58,5 @@ vm fsync fail every r4
 date >/mnt/file
 check_status 3 "an error on one is an error of all" pmemctl flush /mnt
 vm fsync fail off r4
-check_status 3 "and a loss of both" pmemctl flush "$(region_of r0)"
+check_status 3 "and a loss of the region that failed" pmemctl flush "$(vm dev r4)"
 finish
