@@ -9,7 +9,7 @@ next_phase() {
 	[ $n_failed = 0 ] || finish
 	echo "$1" >/root/phase
 	echo "1..$n_checks"
-	vm reboot
+	vm poweroff	# and on again
 }
 
 is_active() {
