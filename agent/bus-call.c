@@ -379,8 +379,9 @@ static int call_authorize(struct bus_call *call, const char *action, sd_bus_erro
 	return call_begun(call, r, "", error);
 }
 
-int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
-			sd_bus_error *error)
+/* By name: of a mount point or of a region, the other is NULL. */
+static int call_flush_name(struct bus *b, sd_bus_message *m, const char *path, const char *region,
+			   const struct bus_options *options, sd_bus_error *error)
 {
 	struct bus_call *call;
 	int r = call_new(b, m, &call, error);
@@ -388,21 +389,21 @@ int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, cons
 	if (r < 0)
 		return r;
 	call->deadline_usec = options->deadline_usec;
-	call->path = strdup(path);
+	call->path = path ? strdup(path) : NULL;
+	call->region = region ? strdup(region) : NULL;
 	return call_authorize(call, BUS_ACTION_FLUSH, error);
+}
+
+int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
+			sd_bus_error *error)
+{
+	return call_flush_name(b, m, path, NULL, options, error);
 }
 
 int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, const struct bus_options *options,
 			  sd_bus_error *error)
 {
-	struct bus_call *call;
-	int r = call_new(b, m, &call, error);
-
-	if (r < 0)
-		return r;
-	call->deadline_usec = options->deadline_usec;
-	call->region = strdup(region);
-	return call_authorize(call, BUS_ACTION_FLUSH, error);
+	return call_flush_name(b, m, NULL, region, options, error);
 }
 
 int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, uint64_t loss, sd_bus_error *error)
