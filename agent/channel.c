@@ -32,11 +32,6 @@ bool channel_is_gone(const struct channel *c)
 	return c->gone;
 }
 
-bool channel_is_connected(const struct channel *c)
-{
-	return c->connected;
-}
-
 static void reset_line(struct channel *c)
 {
 	c->line_size = 0;

@@ -35,7 +35,6 @@ DEFINE_CLEANUP(struct channel *, channel_free)
 
 /* The port has been unplugged: the channel is of no more use. */
 bool channel_is_gone(const struct channel *c);
-bool channel_is_connected(const struct channel *c);
 
 /* Queues a line (no newline in it). 0; -ENOBUFS: no room until `drained`; -ENOTCONN. */
 int channel_send(struct channel *c, const char *line);

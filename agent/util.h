@@ -14,7 +14,6 @@
 
 #define _cleanup_(f)   __attribute__((cleanup(f)))
 #define _printf_(f, a) __attribute__((format(printf, f, a)))
-#define _public_       __attribute__((visibility("default")))
 
 /* A cleanup function `namep` for a destructor that takes NULL and returns NULL. */
 #define DEFINE_CLEANUP(type, destroy)                                                                                  \
@@ -24,8 +23,7 @@
 			*p = destroy(*p);                                                                              \
 	}
 
-#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
-#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 #define USEC_PER_SEC  UINT64_C(1000000)
 #define USEC_PER_MSEC UINT64_C(1000)

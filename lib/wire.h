@@ -50,7 +50,7 @@ struct pmem_agent_page {
 	uint32_t version;
 	uint32_t reserved;
 	uint8_t boot_id[16];
-	char identity[256]; /* what the region is, whatever its number: see region_identity() */
+	char identity[256]; /* what the region is, whatever its number in this boot */
 
 	/* written by the worker, but for the first two, which the agent writes before it asks anything of it */
 	struct {
