@@ -14,6 +14,7 @@
 
 #include "lib/wire.h"
 #include "manager.h"
+#include "mount-cache.h"
 #include "state.h"
 #include "witness.h"
 #include "worker.h"
@@ -56,6 +57,7 @@ struct manager {
 	struct manager_region_list removed;
 	struct manager_listener *listeners;
 
+	struct mount_cache *mounts;
 	struct witness *witness; /* NULL: not set up, or not to be relied on any more */
 	struct {
 		sd_event_source *source, *settle;

@@ -203,6 +203,7 @@ int manager_scan(struct manager *m)
 	struct region_list list = {};
 	int r;
 
+	mount_cache_forget(m->mounts);
 	r = scan_regions(&list);
 	if (r < 0)
 		return r;
@@ -263,6 +264,9 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 	m->conf = conf;
 	m->runtime_dir = runtime_dir;
 	m->memory.dir = state_dir;
+	m->mounts = mount_cache_new();
+	if (!m->mounts)
+		return -ENOMEM;
 	r = sd_id128_get_boot(&m->boot_id);
 	if (r < 0)
 		return r;
@@ -304,6 +308,7 @@ struct manager *manager_free(struct manager *m)
 	sd_event_source_disable_unref(m->watch.source);
 	sd_event_source_disable_unref(m->watch.settle);
 	sd_event_source_disable_unref(m->stop.timer);
+	mount_cache_free(m->mounts);
 	witness_free(m->witness);
 	loss_stop(m);
 	conf_free(m->conf);

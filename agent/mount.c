@@ -12,15 +12,15 @@
 #include <sys/sysmacros.h>
 
 #include "layers.h"
-#include "mount.h"
+#include "mount-private.h"
 #include "sysfs.h"
 
-static const char *proc_root = "/proc", *sys_root = "/sys";
+const char *mount_proc = "/proc", *mount_sys = "/sys";
 
 void mount_set_roots(const char *proc, const char *sys)
 {
-	proc_root = proc;
-	sys_root = sys;
+	mount_proc = proc;
+	mount_sys = sys;
 }
 
 static struct libmnt_table *table_free(struct libmnt_table *table)
@@ -64,7 +64,7 @@ static int read_mounts(struct libmnt_table **ret)
 	_cleanup_free_ char *path = NULL;
 	int e;
 
-	if (!table || asprintf(&path, "%s/self/mountinfo", proc_root) < 0)
+	if (!table || asprintf(&path, "%s/self/mountinfo", mount_proc) < 0)
 		return -ENOMEM;
 	e = mnt_table_parse_file(table, path);
 	if (e != 0)
@@ -100,10 +100,10 @@ static int add_ext4_journal(struct libmnt_fs *fs, dev_t device, struct layers *l
 	struct dirent *entry;
 	int e;
 
-	e = layers_get_name(sys_root, device, name, sizeof(name));
+	e = layers_get_name(mount_sys, device, name, sizeof(name));
 	if (e < 0)
 		return e;
-	if (asprintf(&path, "%s/fs/jbd2", proc_root) < 0) {
+	if (asprintf(&path, "%s/fs/jbd2", mount_proc) < 0) {
 		path = NULL;
 		return -ENOMEM;
 	}
@@ -111,16 +111,16 @@ static int add_ext4_journal(struct libmnt_fs *fs, dev_t device, struct layers *l
 	while (d && (entry = readdir(d))) {
 		if (has_internal_journal(entry->d_name, name))
 			return 0;
-		if (sysfs_read_devnum(&found, "%s/class/block/%s/dev", sys_root, entry->d_name) < 0)
+		if (sysfs_read_devnum(&found, "%s/class/block/%s/dev", mount_sys, entry->d_name) < 0)
 			continue;
 		external = found;
 		n_external++;
 	}
-	if (sysfs_read(task, sizeof(task), "%s/fs/ext4/%s/journal_task", sys_root, name) == 0 &&
+	if (sysfs_read(task, sizeof(task), "%s/fs/ext4/%s/journal_task", mount_sys, name) == 0 &&
 	    strcmp(task, "<none>") == 0)
 		return 0;
 	if (n_external == 1)
-		return layers_add(l, sys_root, external, detail);
+		return layers_add(l, mount_sys, external, detail);
 	return explain(detail, PMEM_AGENT_FILESYSTEM,
 		       "the journal of the ext4 at %.100s is on another device, and the agent can't tell which; "
 		       "an internal journal would do",
@@ -139,12 +139,12 @@ static int add_xfs_devices(struct libmnt_fs *fs, dev_t device, struct layers *l,
 		if (mnt_optstr_get_option(mnt_fs_get_fs_options(fs), options[i], &value, &n) != 0)
 			continue;
 		snprintf(node, sizeof(node), "%.*s", (int)n, value ? value : "");
-		if (n >= sizeof(node) || layers_find_device(sys_root, node, &found) < 0)
+		if (n >= sizeof(node) || layers_find_device(mount_sys, node, &found) < 0)
 			return explain(detail, PMEM_AGENT_FILESYSTEM,
 				       "the agent doesn't know the device that %s=%s of the XFS at %.80s is; "
 				       "mount it with /dev/mapper/NAME or the kernel's name",
 				       options[i], node, mnt_fs_get_target(fs));
-		r = layers_add(l, sys_root, found, detail);
+		r = layers_add(l, mount_sys, found, detail);
 		if (r != 0)
 			return r;
 	}
@@ -225,8 +225,8 @@ static int examine_anonymous(struct libmnt_fs *fs, struct layers *l, char *detai
 			       mnt_fs_get_target(fs));
 	/* Btrfs and the like; the source is one of its devices. It is refused in any case, so a failure is no matter.
 	 */
-	if (layers_find_device(sys_root, source, &device) == 0)
-		layers_add(l, sys_root, device, detail);
+	if (layers_find_device(mount_sys, source, &device) == 0)
+		layers_add(l, mount_sys, device, detail);
 	return explain(detail, PMEM_AGENT_FILESYSTEM,
 		       "%.60s at %.120s is none that the agent can flush; ext4 and XFS are", type,
 		       mnt_fs_get_target(fs));
@@ -243,7 +243,7 @@ static int examine_filesystem(struct libmnt_fs *fs, const struct target *t, stru
 
 	if (fs && (major(t->device) == 0 || mnt_fs_get_devno(fs) != t->device))
 		return examine_anonymous(fs, l, detail);
-	r = major(t->device) ? layers_add(l, sys_root, t->device, detail) : 0;
+	r = major(t->device) ? layers_add(l, mount_sys, t->device, detail) : 0;
 	if (!fs)
 		return explain(detail, PMEM_AGENT_FILESYSTEM,
 			       "device %u:%u belongs to a filesystem that is not mounted where the agent can see it%s",
@@ -304,6 +304,26 @@ static int resolve_filesystem(struct libmnt_fs *fs, struct target *t, struct tar
 
 /* ---- descriptors ---- */
 
+/* Of a file, a directory or a block device: what a flush of it is for. */
+void mount_set_flush(const struct statx *st, enum mount_scope scope, struct target *t)
+{
+	bool block = S_ISBLK(st->stx_mode);
+
+	if (scope == MOUNT_SCOPE_AUTO) {
+		bool region = block && t->n_leaves == 1 && t->leaves[0].devnum == t->device;
+
+		scope = S_ISDIR(st->stx_mode) ? MOUNT_SCOPE_FILESYSTEM : region ? MOUNT_SCOPE_REGION : MOUNT_SCOPE_FILE;
+	}
+	t->flush = (struct flush_target){ .scope = scope == MOUNT_SCOPE_FILE         ? FLUSH_FILE
+						   : scope == MOUNT_SCOPE_FILE_DATA  ? FLUSH_FILE_DATA
+						   : scope == MOUNT_SCOPE_FILESYSTEM ? FLUSH_FILESYSTEM
+										     : FLUSH_REGION };
+	if (t->flush.scope != FLUSH_REGION)
+		t->flush.device = t->device;
+	if (!block && (t->flush.scope == FLUSH_FILE || t->flush.scope == FLUSH_FILE_DATA))
+		t->flush.inode = st->stx_ino;
+}
+
 static int resolve_file(const struct statx *st, enum mount_scope scope, struct target *ret, char *detail)
 {
 	_cleanup_(table_freep) struct libmnt_table *table = NULL;
@@ -311,17 +331,7 @@ static int resolve_file(const struct statx *st, enum mount_scope scope, struct t
 	struct libmnt_fs *fs;
 	int e;
 
-	if (scope == MOUNT_SCOPE_AUTO)
-		scope = S_ISDIR(st->stx_mode) ? MOUNT_SCOPE_FILESYSTEM : MOUNT_SCOPE_FILE;
-	t.flush.scope = scope == MOUNT_SCOPE_FILE         ? FLUSH_FILE
-			: scope == MOUNT_SCOPE_FILE_DATA  ? FLUSH_FILE_DATA
-			: scope == MOUNT_SCOPE_FILESYSTEM ? FLUSH_FILESYSTEM
-							  : FLUSH_REGION;
-	if (t.flush.scope != FLUSH_REGION)
-		t.flush.device = t.device;
-	if (t.flush.scope == FLUSH_FILE || t.flush.scope == FLUSH_FILE_DATA)
-		t.flush.inode = st->stx_ino;
-
+	mount_set_flush(st, scope, &t);
 	e = read_mounts(&table);
 	if (e < 0)
 		return e;
@@ -336,26 +346,18 @@ static int resolve_block(const struct statx *st, enum mount_scope scope, struct 
 {
 	struct target t = { .device = makedev(st->stx_rdev_major, st->stx_rdev_minor) };
 	struct layers l = { .n_leaves = 0 };
-	bool is_leaf;
 	int r;
 
 	if (scope == MOUNT_SCOPE_FILESYSTEM)
 		return explain(detail, PMEM_AGENT_REFUSED, "a device is no filesystem; name its mount point instead");
-	r = layers_add(&l, sys_root, t.device, detail);
+	r = layers_add(&l, mount_sys, t.device, detail);
 	if (r == 0)
-		r = layers_get_name(sys_root, t.device, t.source, sizeof(t.source));
+		r = layers_get_name(mount_sys, t.device, t.source, sizeof(t.source));
 	if (r != 0)
 		return r;
-	is_leaf = l.n_leaves == 1 && l.leaves[0].devnum == t.device;
-	if (scope == MOUNT_SCOPE_AUTO)
-		scope = is_leaf ? MOUNT_SCOPE_REGION : MOUNT_SCOPE_FILE;
-	t.flush.scope = scope == MOUNT_SCOPE_REGION ? FLUSH_REGION
-			: scope == MOUNT_SCOPE_FILE ? FLUSH_FILE
-						    : FLUSH_FILE_DATA;
-	if (t.flush.scope != FLUSH_REGION)
-		t.flush.device = t.device;
 	memcpy(t.leaves, l.leaves, sizeof(t.leaves));
 	t.n_leaves = l.n_leaves;
+	mount_set_flush(st, scope, &t);
 	r = check_layers(&l, detail);
 	*ret = t;
 	return r;
@@ -369,7 +371,7 @@ static int resolve_dax(const struct statx *st, enum mount_scope scope, struct ta
 		.n_leaves = 1,
 		.leaves = { { .devnum = makedev(st->stx_rdev_major, st->stx_rdev_minor), .character = true } },
 	};
-	_cleanup_free_ char *path = sysfs_resolve("%s/dev/char/%u:%u", sys_root, major(t.device), minor(t.device));
+	_cleanup_free_ char *path = sysfs_resolve("%s/dev/char/%u:%u", mount_sys, major(t.device), minor(t.device));
 	_cleanup_free_ char *subsystem = path ? sysfs_resolve("%s/subsystem", path) : NULL;
 
 	if (!subsystem || strcmp(strrchr(subsystem, '/'), "/dax") != 0)
@@ -385,13 +387,12 @@ static int resolve_dax(const struct statx *st, enum mount_scope scope, struct ta
 	return 0;
 }
 
-int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char detail[static MOUNT_DETAIL_MAX])
+int mount_stat_fd(int fd, struct statx *ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	struct statx st;
 	int flags;
 
 	/* Both look at nothing but the kernel's own memory, whatever the descriptor is of. */
-	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_MNT_ID, &st) < 0)
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_MNT_ID, ret) < 0)
 		return -errno;
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0)
@@ -400,19 +401,33 @@ int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char de
 	if (flags & O_PATH)
 		return explain(detail, PMEM_AGENT_REFUSED,
 			       "the descriptor was opened with O_PATH; open it for reading or writing");
-	switch (st.stx_mode & S_IFMT) {
+	return 0;
+}
+
+int mount_resolve_stat(const struct statx *st, enum mount_scope scope, struct target *ret,
+		       char detail[static MOUNT_DETAIL_MAX])
+{
+	switch (st->stx_mode & S_IFMT) {
 	case S_IFREG:
 	case S_IFDIR:
-		return resolve_file(&st, scope, ret, detail);
+		return resolve_file(st, scope, ret, detail);
 	case S_IFBLK:
-		return resolve_block(&st, scope, ret, detail);
+		return resolve_block(st, scope, ret, detail);
 	case S_IFCHR:
-		return resolve_dax(&st, scope, ret, detail);
+		return resolve_dax(st, scope, ret, detail);
 	default:
 		return explain(detail, PMEM_AGENT_REFUSED,
 			       "the descriptor is of a pipe, socket or the like; the agent flushes files, filesystems, "
 			       "block devices and device-dax");
 	}
+}
+
+int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct statx st;
+	int r = mount_stat_fd(fd, &st, detail);
+
+	return r != 0 ? r : mount_resolve_stat(&st, scope, ret, detail);
 }
 
 /* ---- paths ---- */
@@ -463,7 +478,7 @@ int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX
 		fs = mnt_table_find_devno(table, target->device, MNT_ITER_BACKWARD);
 		r = examine_filesystem(fs, target, &l, detail);
 	} else {
-		r = layers_add(&l, sys_root, target->device, detail);
+		r = layers_add(&l, mount_sys, target->device, detail);
 		if (r == 0)
 			r = check_layers(&l, detail);
 	}

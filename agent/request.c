@@ -226,7 +226,7 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 		return finish_new(&r, 0, caller, ret, detail);
 	}
 
-	answer = mount_resolve_fd(fd, scope, &r->target, detail);
+	answer = mount_cache_resolve_fd(m->mounts, fd, scope, &r->target, detail);
 	if (answer < 0)
 		return answer;
 	answer = find_parts(r, answer, detail);
@@ -339,6 +339,9 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 		}
 	}
 
+	/* What was remembered of the target may be why. */
+	if (result->answer != PMEM_AGENT_DURABLE)
+		mount_cache_forget(r->manager->mounts);
 	if (result->answer == PMEM_AGENT_DURABLE)
 		/* An emulated region is never one of several. */
 		result->basis = manager_region_get_basis(r->parts[0].region);

@@ -12,6 +12,7 @@
 
 #include "answer.h"
 #include "child.h"
+#include "mount-cache.h"
 #include "region.h"
 #include "worker.h"
 
@@ -237,13 +238,14 @@ static void refuse(const struct worker_round *round, struct worker_result *ret, 
 			 round->target.source, what, strerrordesc_np(-r));
 }
 
-static void make_round(const struct worker_round *round, int passed, struct worker_result *ret)
+static void make_round(struct mount_cache *mounts, const struct worker_round *round, int passed,
+		       struct worker_result *ret)
 {
 	_cleanup_close_ int opened = -1, then = -1;
 	int fd = passed, r;
 
 	*ret = (struct worker_result){ .round = round->round };
-	r = mount_check(&round->target, ret->detail);
+	r = mount_cache_check(mounts, &round->target, ret->detail);
 	if (r != 0)
 		return refuse(round, ret, r, "examined");
 
@@ -267,7 +269,7 @@ static void make_round(const struct worker_round *round, int passed, struct work
 	}
 
 	/* Confirmed, unless what lies between has been changed meanwhile: then it may have confirmed nothing. */
-	r = mount_check(&round->target, ret->detail);
+	r = mount_cache_check(mounts, &round->target, ret->detail);
 	if (r != 0)
 		refuse(round, ret, r < 0 ? r : PMEM_AGENT_UNKNOWN, "examined again");
 }
@@ -304,6 +306,7 @@ static int receive(int sock, struct worker_round *ret, int *ret_fd)
  */
 static void work(int sock, void *userdata)
 {
+	_cleanup_(mount_cache_freep) struct mount_cache *mounts = mount_cache_new();
 	struct pmem_agent_page *page = userdata;
 	struct worker_round round;
 	struct worker_result result;
@@ -313,7 +316,7 @@ static void work(int sock, void *userdata)
 		store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
 		store(page->worker.started, round.round);
 
-		make_round(&round, fd, &result);
+		make_round(mounts, &round, fd, &result);
 
 		if (result.answer == PMEM_AGENT_DURABLE) {
 			store(page->worker.durable, round.round);

@@ -16,7 +16,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "agent/mount.h"
+#include "agent/mount-cache.h"
 
 #define MNT_ID_BTRFS   120
 #define MNT_ID_OVERLAY 121
@@ -25,6 +25,7 @@ static char root[] = "/tmp/test-mount.XXXXXX";
 static char proc[64], sys[64];
 static struct statx fake;
 static int fake_calls;
+static struct mount_cache *looked_up, *checked; /* as an agent has it, and as its worker */
 
 /* Takes libc's place: what a descriptor is of is made up, and nothing but this one harmless call is allowed. */
 int statx(int fd, const char *path, int flags, unsigned int mask, struct statx *st)
@@ -170,9 +171,13 @@ static const char mountinfo[] =
     "120 27 0:44 / /btrfs2 rw - btrfs /dev/pmem1 rw,subvol=/\n"
     "121 27 0:45 / /overlay rw - overlay overlay rw,lowerdir=/mnt,upperdir=/mnt/u,workdir=/mnt/w\n";
 
+/* Where the kernel shows new options in both places, and tells of new mounts by poll(). */
 static void set_mountinfo(const char *text)
 {
 	put(text, "proc/self/mountinfo");
+	put(text, "proc/fs/ext4/pmem0/options");
+	put(text, "proc/fs/ext4/pmem0p1/options");
+	mount_cache_forget(looked_up);
 }
 
 static void fake_file(unsigned int type, unsigned int dev_major, unsigned int dev_minor, uint64_t inode)
@@ -187,13 +192,46 @@ static void fake_file(unsigned int type, unsigned int dev_major, unsigned int de
 	}
 }
 
+/* Looked up, then remembered, it is the same. */
 static int resolve(enum mount_scope scope, struct target *t, char *detail)
 {
 	_cleanup_close_ int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	struct statx before = fake;
+	char again[MOUNT_DETAIL_MAX];
+	struct target remembered;
+	int r;
 
 	memset(t, 0xaa, sizeof(*t));
 	detail[0] = '\0';
-	return mount_resolve_fd(fd, scope, t, detail);
+	r = mount_resolve_fd(fd, scope, t, detail);
+
+	if (!(fake.stx_mask & STATX_MNT_ID)) {
+		fake.stx_mask |= STATX_MNT_ID;
+		fake.stx_mnt_id = 1000 + makedev(fake.stx_dev_major, fake.stx_dev_minor);
+	}
+	for (int i = 0; i < 2; i++) {
+		memset(&remembered, 0xaa, sizeof(remembered));
+		again[0] = '\0';
+		assert_int_equal(mount_cache_resolve_fd(looked_up, fd, scope, &remembered, again), r);
+		assert_string_equal(again, detail);
+		assert_memory_equal(&remembered, t, sizeof(*t));
+	}
+	fake = before;
+	return r;
+}
+
+/* So is what is found when it is looked at again. */
+static int check(const struct target *t, char *detail)
+{
+	char again[MOUNT_DETAIL_MAX] = "";
+	int r = mount_check(t, detail);
+
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(mount_cache_check(checked, t, again), r);
+		if (r != 0)
+			assert_string_equal(again, detail);
+	}
+	return r;
 }
 
 static void assert_has(const char *text, const char *part)
@@ -244,7 +282,7 @@ static void test_file(void **state)
 		assert_leaves(&t, "pmem0");
 		assert_int_equal(t.leaves[0].devnum, makedev(259, 0));
 		assert_false(t.leaves[0].character);
-		assert_int_equal(mount_check(&t, detail), 0);
+		assert_int_equal(check(&t, detail), 0);
 	}
 }
 
@@ -328,7 +366,7 @@ static void test_filesystems(void **state)
 		assert_leaves(&t, rows[i].leaves);
 		assert_int_equal(t.flush.device, makedev(rows[i].major, rows[i].minor));
 		assert_int_equal(t.flush.inode, 2);
-		assert_int_equal(fake_calls, 1);
+		assert_int_equal(fake_calls, 3);
 	}
 	fake_file(S_IFREG, 259, 1, 2);
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
@@ -371,11 +409,11 @@ static void test_options(void **state)
 		assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), rows[i].answer);
 		assert_has(detail, rows[i].detail);
 		assert_leaves(&t, "pmem0");
-		assert_int_equal(mount_check(&healthy, detail), rows[i].answer);
+		assert_int_equal(check(&healthy, detail), rows[i].answer);
 
 		/* What is stored in the region's memory reaches the host whatever the filesystem does. */
 		assert_int_equal(resolve(MOUNT_SCOPE_REGION, &t, detail), 0);
-		assert_int_equal(mount_check(&t, detail), 0);
+		assert_int_equal(check(&t, detail), 0);
 	}
 }
 
@@ -388,28 +426,29 @@ static void test_check_changes(void **state)
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
 	fake_file(S_IFBLK, 259, 0, 2);
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &disk, detail), 0);
-	assert_int_equal(mount_check(&t, detail), 0);
-	assert_int_equal(mount_check(&disk, detail), 0);
+	assert_int_equal(check(&t, detail), 0);
+	assert_int_equal(check(&disk, detail), 0);
 
 	put("write through\n", "sys/devices/nd/block/pmem0/queue/write_cache");
-	assert_int_equal(mount_check(&t, detail), PMEM_AGENT_UNFLUSHED);
+	assert_int_equal(check(&t, detail), PMEM_AGENT_UNFLUSHED);
 	assert_has(detail, "echo \"write back\" > /sys/block/pmem0/queue/write_cache");
-	assert_int_equal(mount_check(&disk, detail), PMEM_AGENT_UNFLUSHED);
+	assert_int_equal(check(&disk, detail), PMEM_AGENT_UNFLUSHED);
 	put("write back\n", "sys/devices/nd/block/pmem0/queue/write_cache");
 
 	/* The table of dm-0 was replaced. */
 	snprintf(path, sizeof(path), "%s/sys/devices/virtual/block/dm-0/slaves/pmem1", root);
 	assert_int_equal(unlink(path), 0);
-	assert_int_equal(mount_check(&t, detail), PMEM_AGENT_UNKNOWN);
+	assert_int_equal(check(&t, detail), PMEM_AGENT_UNKNOWN);
 	assert_has(detail, "other devices");
 	add_slave("virtual/block/dm-0", "ata/block/sdb");
-	assert_int_equal(mount_check(&t, detail), PMEM_AGENT_UNKNOWN);
+	assert_int_equal(check(&t, detail), PMEM_AGENT_UNKNOWN);
 
 	set_mountinfo("27 1 8:0 / / rw,relatime - ext4 /dev/sda rw\n");
-	assert_int_equal(mount_check(&t, detail), PMEM_AGENT_FILESYSTEM);
+	assert_int_equal(check(&t, detail), PMEM_AGENT_FILESYSTEM);
 	snprintf(path, sizeof(path), "%s/sys/dev/block/259:0", root);
 	assert_int_equal(unlink(path), 0);
-	assert_int_equal(mount_check(&disk, detail), PMEM_AGENT_GONE);
+	put("", "sys/devices/nd/block/pmem0/queue/write_cache"); /* can't be read any more */
+	assert_int_equal(check(&disk, detail), PMEM_AGENT_GONE);
 }
 
 static void test_ext4_journal(void **state)
@@ -423,11 +462,13 @@ static void test_ext4_journal(void **state)
 	/* Without a journal. */
 	snprintf(path, sizeof(path), "%s/proc/fs/jbd2/pmem0p1-8", root);
 	assert_int_equal(rmdir(path), 0);
+	mount_cache_forget(looked_up); /* mounted anew */
 	put("<none>\n", "sys/fs/ext4/pmem0p1/journal_task");
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
 	assert_leaves(&t, "pmem0");
 
 	/* With one, and nothing tells where: neither a name that only looks like ours, nor somebody's internal one. */
+	mount_cache_forget(looked_up);
 	put("1234\n", "sys/fs/ext4/pmem0p1/journal_task");
 	snprintf(path, sizeof(path), "%s/proc/fs/jbd2/pmem0p1-x", root);
 	assert_int_equal(mkdir(path, 0755), 0);
@@ -435,13 +476,15 @@ static void test_ext4_journal(void **state)
 	assert_has(detail, "the journal of the ext4 at /part is on another device");
 
 	/* The only external one there is. */
+	mount_cache_forget(looked_up);
 	snprintf(path, sizeof(path), "%s/proc/fs/jbd2/sdb", root);
 	assert_int_equal(mkdir(path, 0755), 0);
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
 	assert_leaves(&t, "pmem0 sdb");
-	assert_int_equal(mount_check(&t, detail), 0);
+	assert_int_equal(check(&t, detail), 0);
 
 	/* One of two. */
+	mount_cache_forget(looked_up);
 	snprintf(path, sizeof(path), "%s/proc/fs/jbd2/pmem1", root);
 	assert_int_equal(mkdir(path, 0755), 0);
 	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), PMEM_AGENT_FILESYSTEM);
@@ -473,6 +516,31 @@ static void test_xfs_devices(void **state)
 		assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), rows[i].answer);
 		assert_leaves(&t, rows[i].leaves);
 	}
+}
+
+/* What is remembered is used: nothing but the evidence is read, and any change of that is the end of it. */
+static void test_memory(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX], again[MOUNT_DETAIL_MAX];
+	struct target t;
+	int answer;
+
+	fake_file(S_IFREG, 259, 0, 12);
+	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
+	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
+	put("", "proc/self/mountinfo");
+	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
+	assert_int_equal(mount_check(&t, detail), PMEM_AGENT_FILESYSTEM);
+	assert_int_equal(mount_cache_check(NULL, &t, detail), PMEM_AGENT_FILESYSTEM);
+
+	put("rw\nbarrier\n", "proc/fs/ext4/pmem0/options");
+	answer = mount_cache_check(checked, &t, again);
+	assert_int_equal(answer, PMEM_AGENT_FILESYSTEM);
+	assert_string_equal(again, detail);
+	set_mountinfo(mountinfo);
+	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
+	put("write through\n", "sys/devices/nd/block/pmem0/queue/write_cache");
+	assert_int_equal(mount_cache_check(checked, &t, detail), PMEM_AGENT_UNFLUSHED);
 }
 
 static void test_block(void **state)
@@ -507,7 +575,7 @@ static void test_block(void **state)
 		assert_string_equal(t.source, rows[i].source);
 		assert_string_equal(t.fstype, "");
 		assert_leaves(&t, rows[i].leaves);
-		assert_int_equal(mount_check(&t, detail), rows[i].check);
+		assert_int_equal(check(&t, detail), rows[i].check);
 		assert_has(detail, rows[i].check == 0 ? "" : "queue/write_cache of ");
 	}
 	fake_file(S_IFBLK, 259, 0, 2);
@@ -530,7 +598,7 @@ static void test_dax(void **state)
 	assert_leaves(&t, "dax0.0");
 	assert_true(t.leaves[0].character);
 	assert_int_equal(t.leaves[0].devnum, makedev(252, 0));
-	assert_int_equal(mount_check(&t, detail), 0);
+	assert_int_equal(check(&t, detail), 0);
 	assert_int_equal(resolve(MOUNT_SCOPE_FILESYSTEM, &t, detail), PMEM_AGENT_REFUSED);
 
 	fake_file(S_IFCHR, 1, 3, 2);
@@ -656,12 +724,18 @@ static int set_up(void **state)
 		unlink(path);
 	}
 	add_disks();
+	put("", "proc/self/mountinfo");
+	looked_up = mount_cache_new();
+	checked = mount_cache_new();
+	assert_true(looked_up && checked);
 	set_mountinfo(mountinfo);
 	return 0;
 }
 
 static int tear_down(void **state)
 {
+	looked_up = mount_cache_free(looked_up);
+	checked = mount_cache_free(checked);
 	return nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
@@ -673,7 +747,7 @@ int main(void)
 		TEST(test_file),        TEST(test_mount_id),      TEST(test_layers),  TEST(test_filesystems),
 		TEST(test_options),     TEST(test_check_changes), TEST(test_block),   TEST(test_ext4_journal),
 		TEST(test_xfs_devices), TEST(test_dax),           TEST(test_refused), TEST(test_path),
-		TEST(test_long_names),
+		TEST(test_long_names),  TEST(test_memory),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
