@@ -61,6 +61,11 @@ check "write through: not durable" not pmemctl flush /mnt
 check "write through: not durable, the region either" not pmemctl flush region0
 echo "write back" >/sys/block/pmem0/queue/write_cache
 check "write back again: durable" wait_until 10 pmemctl flush /mnt
+# Nobody's table of mounts tells of that.
+unshare --mount mount -o remount,nobarrier /mnt
+check_status 11 "remounted nobarrier in another mount namespace: refused" pmemctl flush /mnt
+unshare --mount mount -o remount,barrier /mnt
+check "and barrier again: durable" pmemctl flush /mnt
 
 # A change in mid-flush: the flush may not have reached the host. Newer kernels hold the change back until the flush has
 # ended, and 7.x whoever reads the attribute too: that may not be the daemon.
