@@ -88,14 +88,15 @@ static inline int session_run_agent(const char *conf_path, const char *runtime_d
 	return sd_event_loop(event) != 0;
 }
 
-static inline int session_start_agent(struct session *s)
+/* `settings`: lines of its section [Agent]. */
+static inline int session_start_agent(struct session *s, const char *settings)
 {
 	char conf[128], text[256], c;
 	int pipes[2];
 	ssize_t n;
 
 	snprintf(conf, sizeof(conf), "%s/pmem-agent.conf", s->directory);
-	snprintf(text, sizeof(text), "[Region emu0]\nEmulate=%s\n", s->emulated);
+	snprintf(text, sizeof(text), "[Agent]\n%s[Region emu0]\nEmulate=%s\n", settings, s->emulated);
 	if (session_write(conf, text) < 0 || pipe2(pipes, O_CLOEXEC) < 0)
 		return -errno;
 	s->agent = fork();
@@ -111,7 +112,7 @@ static inline int session_start_agent(struct session *s)
 }
 
 /* NULL, or what is missing here. */
-static inline const char *session_start(struct session *s)
+static inline const char *session_start_with(struct session *s, const char *settings)
 {
 	int fd;
 
@@ -125,7 +126,12 @@ static inline const char *session_start(struct session *s)
 	close(fd);
 	if (session_start_bus(s) < 0)
 		return "dbus-daemon";
-	return session_start_agent(s) < 0 ? "an agent that starts" : NULL;
+	return session_start_agent(s, settings) < 0 ? "an agent that starts" : NULL;
+}
+
+static inline const char *session_start(struct session *s)
+{
+	return session_start_with(s, "");
 }
 
 static inline void session_kill(pid_t *pid)

@@ -3,24 +3,16 @@
  * test-bus: the D-Bus door, on a private bus, with an emulated region
  */
 #include <dirent.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <sys/resource.h>
 
-#include <cmocka.h>
-
 #include "agent/answer.h"
-#include "selftest/session.h"
+#include "selftest/caller.h"
 #include "selftest/stalled.h"
 
-#define REGION_PATH      BUS_PATH "/region/emu0"
 #define CALLS_PER_CLIENT 96
-#define REPLY            "a(ot)sst"
 
-static struct session session;
 static struct stalled stalled;
 static const char *stalled_missing;
-static sd_bus *bus;
 
 static int set_up(void **state)
 {
@@ -48,76 +40,6 @@ static int tear_down(void **state)
 
 /* ---- helpers ---- */
 
-static uint64_t get_number(const char *property)
-{
-	uint64_t value = 0;
-
-	assert_true(sd_bus_get_property_trivial(bus, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, property, NULL, 't',
-						&value) >= 0);
-	return value;
-}
-
-static uint32_t get_waiting(void)
-{
-	uint32_t value = 0;
-
-	assert_true(sd_bus_get_property_trivial(bus, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, "Waiting", NULL, 'u',
-						&value) >= 0);
-	return value;
-}
-
-static bool state_is(const char *state)
-{
-	_cleanup_free_ char *value = NULL;
-
-	assert_true(
-	    sd_bus_get_property_string(bus, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, "State", NULL, &value) >= 0);
-	return strcmp(value, state) == 0;
-}
-
-/* Asks until it is so: each question is answered from the agent's loop, so this waits for the agent's events. */
-static void wait_for_waiting(uint32_t n)
-{
-	while (get_waiting() != n)
-		;
-}
-
-static void wait_until_in_flight(void)
-{
-	while (get_number("FlushingSinceUSec") == 0)
-		;
-}
-
-static sd_bus_message *new_flush(sd_bus *from, int fd)
-{
-	sd_bus_message *m = NULL;
-
-	assert_true(sd_bus_message_new_method_call(from, &m, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "Flush") >= 0);
-	assert_true(sd_bus_message_append(m, "ha{sv}", fd, 0) >= 0);
-	return m;
-}
-
-static uint64_t read_epoch(sd_bus_message *reply, const char *scope)
-{
-	const char *path, *text, *basis;
-	uint64_t epoch, usec;
-
-	assert_true(sd_bus_message_has_signature(reply, REPLY));
-	assert_true(sd_bus_message_read(reply, "a(ot)sst", 1, &path, &epoch, &text, &basis, &usec) >= 0);
-	assert_string_equal(path, REGION_PATH);
-	assert_string_equal(text, scope);
-	assert_string_equal(basis, "own-flush");
-	assert_true(usec > 0);
-	return epoch;
-}
-
-static void assert_error(const sd_bus_error *error, const char *name, const char *words)
-{
-	assert_non_null(error->name);
-	assert_string_equal(error->name, name);
-	assert_non_null(strstr(error->message, words));
-}
-
 static unsigned int count_agent_fds(void)
 {
 	char path[64];
@@ -133,22 +55,6 @@ static unsigned int count_agent_fds(void)
 		n++;
 	closedir(d);
 	return n;
-}
-
-static int open_emulated(void)
-{
-	int fd = open(session.emulated, O_RDONLY | O_CLOEXEC);
-
-	assert_true(fd >= 0);
-	return fd;
-}
-
-static pid_t find_worker(void)
-{
-	pid_t pid = session_worker(&session);
-
-	assert_true(pid > 1);
-	return pid;
 }
 
 /* ---- what is asked and answered ---- */
@@ -354,15 +260,6 @@ static void begin_flush(sd_bus *from, unsigned int *counts)
 	assert_true(sd_bus_call_async(from, NULL, m, on_reply, counts, UINT64_MAX) >= 0);
 }
 
-static void process(sd_bus *from)
-{
-	int r = sd_bus_process(from, NULL);
-
-	assert_true(r >= 0);
-	if (r == 0)
-		assert_true(sd_bus_wait(from, UINT64_MAX) >= 0);
-}
-
 static void test_many_calls_wait_and_are_answered(void **state)
 {
 	unsigned int counts[3] = { 0 };
@@ -482,15 +379,6 @@ static void call_as_nobody(uint64_t loss, bool interactive, char *result, size_t
 	assert_true(read(pipes[0], result, size - 1) > 0);
 	close(pipes[0]);
 	waitpid(pid, NULL, 0);
-}
-
-static void let_others_in(void)
-{
-	char path[96];
-
-	snprintf(path, sizeof(path), "%s/bus", session.directory);
-	assert_int_equal(chmod(session.directory, 0755), 0);
-	assert_int_equal(chmod(path, 0666), 0);
 }
 
 static void test_others_need_polkit(void **state)
