@@ -113,7 +113,8 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 	watch_resume(m);
 
 	status_of(mr, &after);
-	if (before.state == FLUSH_STALLED) {
+	/* A loss speaks for itself. */
+	if (before.state == FLUSH_STALLED && after.loss.number == 0) {
 		log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, after.epoch,
 			   "%s: the host has answered after %.1f s", mr->region->name,
 			   (double)(now_usec(CLOCK_REALTIME) - before.in_flight_usec) / USEC_PER_SEC);
@@ -361,14 +362,20 @@ static void settle_page(struct manager_region *mr)
 static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *userdata)
 {
 	struct manager_region *mr = userdata;
+	struct flush_status status;
 
 	mr->adopted_source = sd_event_source_disable_unref(mr->adopted_source);
 	watch_read(mr->manager, NULL);
 	flush_adopted(mr->flush, mr->page->worker.started);
 	settle_page(mr);
-	log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, epoch_of(mr),
-		   "%s: the worker of the agent before this one has ended", mr->region->name);
-	manager_notify(mr->manager, MANAGER_RECOVERED, mr);
+	status_of(mr, &status);
+	if (status.loss.number == 0) {
+		log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, status.epoch,
+			   "%s: the worker of the agent before this one has ended", mr->region->name);
+		manager_notify(mr->manager, MANAGER_RECOVERED, mr);
+	} else {
+		manager_notify(mr->manager, MANAGER_ROUND, mr);
+	}
 	round_kick(mr);
 	return 0;
 }
@@ -404,8 +411,14 @@ static int adopt(struct manager_region *mr)
 	if (r < 0)
 		return r;
 	fd = -1;
-	flush_adopt(mr->flush,
-		    page->worker.started > page->worker.done ? page->worker.started_usec : now_usec(CLOCK_REALTIME));
+	if (page->worker.started <= page->worker.done) {
+		/* About to end. */
+		flush_adopt(mr->flush, now_usec(CLOCK_REALTIME));
+		return 0;
+	}
+	flush_adopt(mr->flush, page->worker.started_usec);
+	log_region(LOG_WARNING, LOG_EVENT_STALLED, mr->region->name, epoch_of(mr),
+		   "%s: a flush of the agent before this one has not been answered", mr->region->name);
 	return 0;
 }
 

@@ -14,13 +14,14 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include <cmocka.h>
 
 #include "agent/manager-private.h"
 
 static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], record_path[64],
-	    identity[80];
+	    fifo[64], identity[80];
 static sd_event *event;
 static struct manager *manager;
 static struct pmem_agent_page *page; /* as a client sees it */
@@ -77,6 +78,7 @@ static inline int set_up_group(void **state)
 		return -1;
 	snprintf(conf_path, sizeof(conf_path), "%s/conf", directory);
 	snprintf(emulated, sizeof(emulated), "%s/emulated", directory);
+	snprintf(fifo, sizeof(fifo), "%s/fifo", directory);
 	snprintf(identity, sizeof(identity), "file:%s", emulated);
 	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
 	worker_page_path(directory, identity, page_path, sizeof(page_path));
@@ -104,6 +106,7 @@ static inline int tear_down(void **state)
 	end_agent();
 	page = worker_close_page(page);
 	unlink(record_path);
+	unlink(fifo);
 	return unlink(page_path) < 0 || unlink(emulated) < 0 ? -1 : 0;
 }
 
@@ -191,6 +194,24 @@ static inline struct request *begin(struct answer_of *a)
 	while (status().state != FLUSH_IN_FLIGHT)
 		turn();
 	return request;
+}
+
+/* A worker in a call that does not return before `fifo` has a reader, its agent gone. */
+static inline pid_t leave_hanging_worker(void)
+{
+	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH };
+	struct worker *w;
+	pid_t pid;
+
+	snprintf(round.path, sizeof(round.path), "%s", fifo);
+	assert_int_equal(mkfifo(fifo, 0600), 0);
+	assert_int_equal(worker_start(page, &w), 0);
+	pid = worker_get_pid(w);
+	assert_int_equal(worker_begin(w, &round, -1), 0);
+	while (__atomic_load_n(&page->worker.started, __ATOMIC_ACQUIRE) != 1)
+		sched_yield();
+	worker_free(w);
+	return pid;
 }
 
 /* What there is to do now has been done. */

@@ -3,7 +3,6 @@
  * test-adopt: what outlives an agent, or a region: workers, rounds in flight, losses
  */
 #include <poll.h>
-#include <sys/stat.h>
 
 #include "agent/scan.h"
 #include "selftest/emulated.h"
@@ -36,25 +35,6 @@ static pid_t leave_failing_worker(void)
 	stop(pid);
 	assert_int_equal(worker_begin(w, &round, -1), 0);
 	worker_free(w);
-	return pid;
-}
-
-/* A worker in a call that never returns, its agent gone. */
-static pid_t leave_hanging_worker(void)
-{
-	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH };
-	struct worker *w;
-	pid_t pid;
-
-	snprintf(round.path, sizeof(round.path), "%s/fifo", directory);
-	assert_int_equal(mkfifo(round.path, 0600), 0);
-	assert_int_equal(worker_start(page, &w), 0);
-	pid = worker_get_pid(w);
-	assert_int_equal(worker_begin(w, &round, -1), 0);
-	while (__atomic_load_n(&page->worker.started, __ATOMIC_ACQUIRE) != 1)
-		sched_yield();
-	worker_free(w);
-	unlink(round.path);
 	return pid;
 }
 
