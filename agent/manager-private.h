@@ -16,6 +16,7 @@
 #include "manager.h"
 #include "mount-cache.h"
 #include "state.h"
+#include "stats.h"
 #include "witness.h"
 #include "worker.h"
 
@@ -40,6 +41,7 @@ struct manager_region {
 	bool hit;                      /* by an entry of the witness, in the reading at hand */
 	uint64_t published_loss;       /* number of the newest loss that was told */
 	struct request *stop_request;  /* the last flush, while the manager is stopping */
+	struct stats stats;
 
 	void *bus_slot;
 	TAILQ_ENTRY(manager_region) entry;
@@ -101,7 +103,8 @@ struct request {
 	struct target target;
 	struct part parts[MOUNT_MAX_LEAVES];
 	unsigned int n_parts;
-	bool pinned; /* its regions are */
+	bool pinned;           /* its regions are */
+	uint64_t arrived_usec; /* at their queues, CLOCK_MONOTONIC; 0: not yet */
 	struct request_result result;
 	request_done_t done;
 	void *userdata;

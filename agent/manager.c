@@ -73,6 +73,11 @@ void manager_region_get_status(const struct manager_region *mr, struct flush_sta
 		*ret = (struct flush_status){};
 }
 
+void manager_region_get_stats(const struct manager_region *mr, struct stats *ret)
+{
+	*ret = mr->stats;
+}
+
 const struct target *manager_region_get_last_target(const struct manager_region *mr)
 {
 	return &mr->last_target;

@@ -13,6 +13,7 @@
 #include "flush.h"
 #include "mount.h"
 #include "region.h"
+#include "stats.h"
 #include "util.h"
 
 struct manager;
@@ -52,6 +53,9 @@ struct manager_region *manager_find_region(const struct manager *m, const char *
 
 const struct region *manager_region_get(const struct manager_region *mr);
 void manager_region_get_status(const struct manager_region *mr, struct flush_status *ret);
+
+/* What has been counted since it joined. */
+void manager_region_get_stats(const struct manager_region *mr, struct stats *ret);
 
 /* Where its page is; "" for a region that the agent cannot flush. */
 void manager_region_get_page_path(const struct manager_region *mr, char *ret, size_t size);

@@ -143,6 +143,28 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 	return 0;
 }
 
+/* What its regions count: each of them has had a request, and this is what became of it. */
+static void count_answer(struct request *r, enum pmem_agent_answer answer)
+{
+	uint64_t now = now_usec(CLOCK_MONOTONIC);
+
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		struct stats *stats = &r->parts[i].region->stats;
+
+		if (r->arrived_usec)
+			stats_answered(stats, answer, r->arrived_usec, now);
+		else
+			stats_refused(stats, r->target.flush.scope, answer);
+	}
+}
+
+static int refuse(struct request *r, int answer)
+{
+	if (answer > 0)
+		count_answer(r, (enum pmem_agent_answer)answer);
+	return answer;
+}
+
 /* All parts queue up, or none does. */
 static int submit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
 {
@@ -153,11 +175,14 @@ static int submit(struct request *r, const struct flush_caller *caller, char det
 		if (answer != 0) {
 			while (i-- > 0)
 				flush_forget(r->parts[i].region->flush, &r->parts[i]);
-			return describe_refusal(mr, answer, detail);
+			return refuse(r, describe_refusal(mr, answer, detail));
 		}
 	}
-	for (unsigned int i = 0; i < r->n_parts; i++)
+	r->arrived_usec = now_usec(CLOCK_MONOTONIC);
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		stats_arrived(&r->parts[i].region->stats, r->target.flush.scope);
 		round_region_arrived(r->parts[i].region);
+	}
 	return 0;
 }
 
@@ -178,7 +203,7 @@ static int finish_new(struct request **r, int answer, const struct flush_caller 
 		      char detail[static MOUNT_DETAIL_MAX])
 {
 	if (answer != 0)
-		return answer;
+		return refuse(*r, answer);
 	(*r)->result.scope = (*r)->target.flush.scope;
 	(*r)->pinned = true;
 	for (unsigned int i = 0; i < (*r)->n_parts; i++)
@@ -284,6 +309,8 @@ void request_cancel(struct request *r)
 	if (!r)
 		return;
 	withdraw(r);
+	for (unsigned int i = 0; r->arrived_usec && i < r->n_parts; i++)
+		r->parts[i].region->stats.left++;
 	request_free(r);
 }
 
@@ -348,6 +375,7 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 	else
 		describe_answer(part->region, result->answer, result->detail);
 	withdraw(r);
+	count_answer(r, result->answer);
 	r->done(result, r->userdata);
 	request_free(r);
 }

@@ -60,6 +60,7 @@ void round_publish_loss(struct manager_region *mr)
 	if (status.loss.number <= mr->published_loss)
 		return;
 	mr->published_loss = status.loss.number;
+	mr->stats.losses++;
 
 	loss_store(mr, &status);
 	round_describe_loss(mr, detail);
@@ -113,6 +114,7 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 	watch_resume(m);
 
 	status_of(mr, &after);
+	stats_round_ended(&mr->stats, after.epoch != before.epoch, now().monotonic);
 	/* A loss speaks for itself. */
 	if (before.state == FLUSH_STALLED && after.loss.number == 0) {
 		log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, after.epoch,
@@ -287,6 +289,7 @@ static int on_stall(sd_event_source *source, uint64_t usec, void *userdata)
 
 	if (!flush_stall(mr->flush))
 		return 0;
+	stats_stalled(&mr->stats, now().monotonic);
 	log_region(LOG_WARNING, LOG_EVENT_STALLED, mr->region->name, epoch_of(mr),
 		   "%s: the host has not answered a flush for %.1f s", mr->region->name,
 		   (double)mr->manager->conf->stall_usec / USEC_PER_SEC);
@@ -314,7 +317,13 @@ static int on_run(sd_event_source *source, void *userdata)
 	while (flush_next(mr->flush, now(), &action)) {
 		switch (action.type) {
 		case FLUSH_ACT_START:
+			stats_round_began(&mr->stats, now().monotonic);
+			mr->stats.calls[action.target.scope]++;
 			begin_round(mr, &action);
+			/* It may have come to nothing. */
+			status_of(mr, &status);
+			if (!flush_status_in_flight(&status))
+				stats_round_ended(&mr->stats, false, now().monotonic);
 			break;
 		case FLUSH_ACT_ANSWER:
 			request_part_answered(action.owner, &action);
@@ -368,6 +377,7 @@ static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *us
 	watch_read(mr->manager, NULL);
 	flush_adopted(mr->flush, mr->page->worker.started);
 	settle_page(mr);
+	stats_recovered(&mr->stats, now().monotonic);
 	status_of(mr, &status);
 	if (status.loss.number == 0) {
 		log_region(LOG_NOTICE, LOG_EVENT_RECOVERED, mr->region->name, status.epoch,
@@ -417,6 +427,7 @@ static int adopt(struct manager_region *mr)
 		return 0;
 	}
 	flush_adopt(mr->flush, page->worker.started_usec);
+	stats_stalled(&mr->stats, now().monotonic);
 	log_region(LOG_WARNING, LOG_EVENT_STALLED, mr->region->name, epoch_of(mr),
 		   "%s: a flush of the agent before this one has not been answered", mr->region->name);
 	return 0;

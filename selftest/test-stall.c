@@ -63,6 +63,14 @@ static unsigned int count_entries(enum log_event wanted)
 	return n;
 }
 
+static struct stats stats(void)
+{
+	struct stats s;
+
+	manager_region_get_stats(emu0(), &s);
+	return s;
+}
+
 static void start_listening(void)
 {
 	start_agent();
@@ -82,6 +90,7 @@ static pid_t stall(struct answer_of *a)
 		turn();
 	assert_int_equal(status().state, FLUSH_STALLED);
 	assert_int_equal(count_entries(LOG_EVENT_STALLED), 1);
+	assert_int_equal(stats().stalls, 1);
 	return worker;
 }
 
@@ -97,6 +106,8 @@ static void test_late_success_recovers(void **state)
 	assert_int_equal(events[MANAGER_RECOVERED], 1);
 	assert_int_equal(events[MANAGER_LOST], 0);
 	assert_int_equal(count_entries(LOG_EVENT_RECOVERED), 1);
+	assert_int_equal(stats().stall_began_usec, 0);
+	assert_true(stats().stalled_usec > 0);
 	/* The next one is as quick as ever. */
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
@@ -117,6 +128,9 @@ static void test_late_error_does_not(void **state)
 	assert_int_equal(events[MANAGER_LOST], 1);
 	assert_int_equal(events[MANAGER_RECOVERED], 0);
 	assert_int_equal(count_entries(LOG_EVENT_RECOVERED), 0);
+	assert_int_equal(stats().stall_began_usec, 0);
+	assert_int_equal(stats().losses, 1);
+	assert_int_equal(stats().rounds_failed, 1);
 }
 
 /* The next agent says so too, and when it is over. */
@@ -129,6 +143,7 @@ static void test_of_the_agent_before(void **state)
 	start_listening();
 	assert_int_equal(count_entries(LOG_EVENT_STALLED), 1);
 	assert_int_equal(status().state, FLUSH_STALLED);
+	assert_int_equal(stats().stalls, 1);
 	settle();
 	assert_int_equal(events[MANAGER_RECOVERED], 0);
 
@@ -138,6 +153,7 @@ static void test_of_the_agent_before(void **state)
 		turn();
 	assert_int_equal(events[MANAGER_LOST], 0);
 	assert_int_equal(count_entries(LOG_EVENT_RECOVERED), 1);
+	assert_int_equal(stats().stall_began_usec, 0);
 }
 
 int main(void)
