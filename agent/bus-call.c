@@ -8,26 +8,12 @@
 #include "answer.h"
 #include "bus-private.h"
 #include "closer.h"
-#include "polkit.h"
 
 /* Fewer than dbus-daemon lets one client wait for (128), so that it can still ask something else. */
 #define BUS_MAX_CALLS_PER_CLIENT 96
 #define BUS_MAX_RESTING_CLIENTS  64
 #define BUS_ACTION_FLUSH         "io.pmem.agent.flush"
 #define BUS_ACTION_ACKNOWLEDGE   "io.pmem.agent.acknowledge"
-
-struct bus_call {
-	struct bus_client *client;
-	sd_bus_message *message;
-	struct request *request; /* NULL while polkit is asked */
-	bool admitted;           /* it is known who asks */
-	struct polkit *polkit;
-	uint64_t deadline_usec;
-	char *path, *region; /* what polkit is asked for: one of them */
-	bool acknowledge;    /* `loss` of `region`, instead of a flush */
-	uint64_t loss;
-	TAILQ_ENTRY(bus_call) entry;
-};
 
 static int set_answer(sd_bus_error *error, enum pmem_agent_answer answer, const char *detail)
 {
@@ -41,6 +27,8 @@ static struct bus_call *bus_call_free(struct bus_call *call)
 	struct bus_client *c = call->client;
 
 	request_cancel(call->request);
+	bus_ticket_free(call->ticket);
+	bus_ticket_leave(call);
 	polkit_free(call->polkit);
 	sd_bus_message_unref(call->message);
 	free(call->path);
@@ -210,11 +198,8 @@ static void reply_answer(sd_bus_message *m, enum pmem_agent_answer answer, const
 	sd_bus_reply_method_error(m, &error);
 }
 
-static void on_request_done(const struct request_result *result, void *userdata)
+void bus_call_answer(struct bus_call *call, const struct request_result *result)
 {
-	struct bus_call *call = userdata;
-
-	call->request = NULL;
 	/* A reply that can't be made leaves the caller with what it would have had without one: an error. */
 	if (result->answer != PMEM_AGENT_DURABLE)
 		reply_answer(call->message, result->answer, result->detail);
@@ -223,21 +208,81 @@ static void on_request_done(const struct request_result *result, void *userdata)
 	call_end(call);
 }
 
-/* ---- requests ---- */
-
-/* The call has come to an end without a request. */
-static void call_refused(struct bus_call *call, int r, const char *detail)
+void bus_call_refuse(struct bus_call *call, enum pmem_agent_answer answer, const char *detail)
 {
-	if (r > 0)
-		reply_answer(call->message, (enum pmem_agent_answer)r, detail);
-	else
-		sd_bus_reply_method_errno(call->message, r, NULL);
+	reply_answer(call->message, answer, detail);
 	call_end(call);
 }
+
+static void on_request_done(const struct request_result *result, void *userdata)
+{
+	struct bus_call *call = userdata;
+
+	call->request = NULL;
+	bus_call_answer(call, result);
+}
+
+/* ---- requests ---- */
 
 static struct flush_caller caller_of(const struct bus_call *call)
 {
 	return (struct flush_caller){ .uid = call->client->uid, .deadline_usec = call->deadline_usec };
+}
+
+/* Where its request is, once there is one. */
+static struct request **request_of(struct bus_call *call)
+{
+	return call->ticket ? &call->ticket->request : &call->request;
+}
+
+/* The call has come to an end without a request. */
+static void call_refused(struct bus_call *call, int r, const char *detail)
+{
+	if (r > 0) {
+		bus_call_refuse(call, (enum pmem_agent_answer)r, detail);
+		return;
+	}
+	sd_bus_reply_method_errno(call->message, r, NULL);
+	call_end(call);
+}
+
+/* The flush has found room, and the ticket stands for it from now on, whoever leaves. */
+static void call_submitted(struct bus_call *call)
+{
+	char text[TICKET_TEXT_MAX];
+
+	ticket_format(&call->client->bus->tickets, &call->ticket->ticket, text);
+	if (sd_bus_reply_method_return(call->message, "s", text) >= 0)
+		call->ticket = NULL;
+	call_end(call);
+}
+
+/* It is known who asks: for a ticket, or to be admitted. */
+static void call_identified(struct bus_call *call)
+{
+	struct flush_caller caller = caller_of(call);
+	char detail[MOUNT_DETAIL_MAX] = "";
+	struct request **request = request_of(call);
+	int r;
+
+	call->identifying = false;
+	if (!call->client->known) {
+		bus_call_refuse(call, PMEM_AGENT_DENIED, "the bus does not know who asks");
+		return;
+	}
+	if (call->awaited_number) {
+		bus_ticket_await(call);
+		return;
+	}
+	r = request_admit(*request, &caller, detail);
+	if (r != 0)
+		*request = NULL;
+	else if (call->ticket)
+		r = bus_ticket_issue(call->ticket, caller.uid, detail);
+	if (r != 0)
+		call_refused(call, r, detail);
+	else if (call->ticket)
+		call_submitted(call);
 }
 
 static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
@@ -251,23 +296,10 @@ static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
 	c->known = !sd_bus_message_is_method_error(reply, NULL) && sd_bus_message_read(reply, "u", &uid) >= 0;
 	c->uid = uid;
 	for (call = TAILQ_FIRST(&c->calls); call; call = next) {
-		struct flush_caller caller = caller_of(call);
-		char detail[MOUNT_DETAIL_MAX] = "";
-		int r;
-
 		next = TAILQ_NEXT(call, entry);
-		if (!call->request || call->admitted)
-			continue;
-		if (!c->known) {
-			call_refused(call, PMEM_AGENT_DENIED, "the bus does not know who asks");
-			continue;
-		}
-		r = request_admit(call->request, &caller, detail);
-		call->admitted = r == 0;
-		if (r != 0) {
-			call->request = NULL;
-			call_refused(call, r, detail);
-		}
+		/* The last one may take the client with it. */
+		if (call->identifying)
+			call_identified(call);
 	}
 	return 1;
 }
@@ -283,7 +315,7 @@ static int call_identify(struct bus_call *call, struct flush_caller *caller, con
 
 	*caller = caller_of(call);
 	*ret = c->known ? caller : NULL;
-	call->admitted = c->known;
+	call->identifying = !c->known;
 	if (!c->known && !c->query)
 		r = sd_bus_call_method_async(c->bus->bus, &c->query, "org.freedesktop.DBus", "/org/freedesktop/DBus",
 					     "org.freedesktop.DBus", "GetConnectionUnixUser", on_user, c, "s",
@@ -300,45 +332,69 @@ static int call_begun(struct bus_call *call, int r, const char *detail, sd_bus_e
 	return r < 0 ? r : set_answer(error, (enum pmem_agent_answer)r, detail);
 }
 
-int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, const struct bus_options *options, sd_bus_error *error)
+/* Of `fd` (-1: of what polkit was asked for); its answer goes to the call, or to the ticket that the call is for. */
+static int call_flush(struct bus_call *call, int fd, enum mount_scope scope, char detail[static MOUNT_DETAIL_MAX])
 {
-	char detail[MOUNT_DETAIL_MAX] = "";
+	struct manager *m = call->client->bus->manager;
+	request_done_t done = call->ticket ? bus_ticket_done : on_request_done;
+	void *owner = call->ticket ? (void *)call->ticket : call;
+	struct request **request = request_of(call);
+	struct manager_region *mr = call->region ? manager_find_region(m, call->region) : NULL;
 	const struct flush_caller *caller;
 	struct flush_caller own;
-	struct bus_call *call;
 	int copy, r;
 
-	r = call_new(b, m, &call, error);
+	r = call_identify(call, &own, &caller);
+	if (r < 0)
+		return r;
+	if (fd >= 0) {
+		copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		r = copy < 0 ? -errno : manager_flush_fd(m, copy, scope, caller, done, owner, request, detail);
+	} else if (call->path) {
+		r = manager_flush_path(m, call->path, caller, done, owner, request, detail);
+	} else {
+		r = mr ? manager_flush_region(m, mr, caller, done, owner, request, detail) : PMEM_AGENT_GONE;
+	}
+	if (r != 0 || !call->ticket || !caller)
+		return r;
+	/* Last: it may cost another ticket its place. */
+	r = bus_ticket_issue(call->ticket, caller->uid, detail);
+	if (r == 0)
+		call_submitted(call);
+	return r;
+}
+
+/* 0, the call being as the options say. */
+static int flush_call_new(struct bus *b, sd_bus_message *m, const struct bus_options *options, struct bus_call **ret,
+			  sd_bus_error *error)
+{
+	struct bus_call *call;
+	int r = call_new(b, m, &call, error);
+
 	if (r < 0)
 		return r;
 	call->deadline_usec = options->deadline_usec;
-	r = call_identify(call, &own, &caller);
-	if (r < 0)
-		return call_begun(call, r, detail, error);
-	copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (copy < 0)
-		return call_begun(call, -errno, detail, error);
-	r = manager_flush_fd(b->manager, copy, options->scope, caller, on_request_done, call, &call->request, detail);
-	if (r == 0)
-		bus_keep_copy(b, fd);
-	return call_begun(call, r, detail, error);
+	call->ticket = options->submit ? bus_ticket_new(b) : NULL;
+	if (options->submit && !call->ticket) {
+		call_end(call);
+		return -ENOMEM;
+	}
+	*ret = call;
+	return 0;
 }
 
-static int call_flush(struct bus_call *call, char detail[static MOUNT_DETAIL_MAX])
+int bus_call_flush_fd(struct bus *b, sd_bus_message *m, int fd, const struct bus_options *options, sd_bus_error *error)
 {
-	struct manager *m = call->client->bus->manager;
-	const struct flush_caller *caller;
-	struct manager_region *mr;
-	struct flush_caller own;
-	int r = call_identify(call, &own, &caller);
+	char detail[MOUNT_DETAIL_MAX] = "";
+	struct bus_call *call;
+	int r = flush_call_new(b, m, options, &call, error);
 
 	if (r < 0)
 		return r;
-	if (call->path)
-		return manager_flush_path(m, call->path, caller, on_request_done, call, &call->request, detail);
-	mr = manager_find_region(m, call->region);
-	return mr ? manager_flush_region(m, mr, caller, on_request_done, call, &call->request, detail)
-		  : PMEM_AGENT_GONE;
+	r = call_flush(call, fd, options->scope, detail);
+	if (r == 0)
+		bus_keep_copy(b, fd);
+	return call_begun(call, r, detail, error);
 }
 
 /* 0 is not an answer here, but that the call has been answered. */
@@ -365,7 +421,7 @@ static void on_authorized(enum pmem_agent_answer answer, const char *reason, voi
 	call->polkit = polkit_free(call->polkit);
 	snprintf(detail, sizeof(detail), "%s", reason);
 	if (r == PMEM_AGENT_DURABLE)
-		r = call->acknowledge ? call_acknowledge(call, detail) : call_flush(call, detail);
+		r = call->acknowledge ? call_acknowledge(call, detail) : call_flush(call, -1, MOUNT_SCOPE_AUTO, detail);
 	if (r != 0)
 		call_refused(call, r, detail);
 }
@@ -384,11 +440,10 @@ static int call_flush_name(struct bus *b, sd_bus_message *m, const char *path, c
 			   const struct bus_options *options, sd_bus_error *error)
 {
 	struct bus_call *call;
-	int r = call_new(b, m, &call, error);
+	int r = flush_call_new(b, m, options, &call, error);
 
 	if (r < 0)
 		return r;
-	call->deadline_usec = options->deadline_usec;
 	call->path = path ? strdup(path) : NULL;
 	call->region = region ? strdup(region) : NULL;
 	return call_authorize(call, BUS_ACTION_FLUSH, error);
@@ -417,4 +472,29 @@ int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, u
 	call->acknowledge = true;
 	call->loss = loss;
 	return call_authorize(call, BUS_ACTION_ACKNOWLEDGE, error);
+}
+
+int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const struct bus_options *options,
+		  sd_bus_error *error)
+{
+	const struct flush_caller *caller;
+	struct flush_caller own;
+	struct bus_call *call;
+	uint64_t number;
+	int r = ticket_parse(&b->tickets, ticket, &number);
+
+	if (r == -ESTALE)
+		return set_answer(error, PMEM_AGENT_UNKNOWN,
+				  "the ticket is of an agent before this one, and nobody knows what became of it");
+	if (r < 0)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS, "\"%.64s\" is no ticket", ticket);
+	r = call_new(b, m, &call, error);
+	if (r < 0)
+		return r;
+	call->deadline_usec = options->deadline_usec;
+	call->awaited_number = number;
+	r = call_identify(call, &own, &caller);
+	if (r == 0 && caller)
+		bus_ticket_await(call);
+	return call_begun(call, r, "", error);
 }

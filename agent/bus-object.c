@@ -10,6 +10,7 @@
 /* ---- options of the flush methods ---- */
 
 struct options {
+	bool only_timeout; /* the only one there is */
 	enum mount_scope scope;
 	bool datasync;
 	uint64_t timeout_usec; /* 0: none */
@@ -44,6 +45,11 @@ static int read_option(sd_bus_message *m, struct options *o, sd_bus_error *error
 	r = sd_bus_message_peek_type(m, NULL, &contents);
 	if (r < 0)
 		return r;
+	if (strcmp(key, "timeout-usec") == 0 && strcmp(contents, "t") == 0)
+		return sd_bus_message_read(m, "v", "t", &o->timeout_usec);
+	if (o->only_timeout)
+		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
+					 "Unknown option \"%s\" of type %s; known: timeout-usec (t)", key, contents);
 	if (strcmp(key, "scope") == 0 && strcmp(contents, "s") == 0) {
 		r = sd_bus_message_read(m, "v", "s", &text);
 		if (r >= 0 && parse_scope(text, &o->scope) < 0)
@@ -56,8 +62,6 @@ static int read_option(sd_bus_message *m, struct options *o, sd_bus_error *error
 		o->datasync = r >= 0 && yes;
 		return r;
 	}
-	if (strcmp(key, "timeout-usec") == 0 && strcmp(contents, "t") == 0)
-		return sd_bus_message_read(m, "v", "t", &o->timeout_usec);
 	return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS,
 				 "Unknown option \"%s\" of type %s; known: scope (s), datasync (b), timeout-usec (t)",
 				 key, contents);
@@ -70,26 +74,24 @@ static uint64_t deadline(uint64_t timeout_usec)
 	return timeout_usec == 0 || timeout_usec > UINT64_MAX - now ? 0 : now + timeout_usec;
 }
 
+static int read_all_options(sd_bus_message *m, struct options *o, sd_bus_error *error)
+{
+	int r = sd_bus_message_enter_container(m, 'a', "{sv}");
+
+	while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
+		r = read_option(m, o, error);
+		if (r >= 0)
+			r = sd_bus_message_exit_container(m);
+	}
+	return r < 0 ? r : sd_bus_message_exit_container(m);
+}
+
 /* `only`: besides auto, the one scope that makes sense; MOUNT_SCOPE_AUTO: all do. */
 static int read_options(sd_bus_message *m, enum mount_scope only, struct bus_options *ret, sd_bus_error *error)
 {
 	struct options o = { .scope = MOUNT_SCOPE_AUTO };
-	int r;
+	int r = read_all_options(m, &o, error);
 
-	r = sd_bus_message_enter_container(m, 'a', "{sv}");
-	if (r < 0)
-		return r;
-	while ((r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
-		r = read_option(m, &o, error);
-		if (r < 0)
-			return r;
-		r = sd_bus_message_exit_container(m);
-		if (r < 0)
-			return r;
-	}
-	if (r < 0)
-		return r;
-	r = sd_bus_message_exit_container(m);
 	if (r < 0)
 		return r;
 	if (only != MOUNT_SCOPE_AUTO && o.scope != MOUNT_SCOPE_AUTO && o.scope != only)
@@ -146,7 +148,7 @@ static int get_version(sd_bus *bus, const char *path, const char *interface, con
 	return sd_bus_message_append(reply, "s", PMEM_AGENT_VERSION);
 }
 
-static int method_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+static int flush_fd(sd_bus_message *m, struct bus *b, bool submit, sd_bus_error *error)
 {
 	struct bus_options options;
 	int fd, r;
@@ -155,10 +157,21 @@ static int method_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	if (r < 0)
 		return r;
 	r = read_options(m, MOUNT_SCOPE_AUTO, &options, error);
-	return r < 0 ? r : bus_call_flush_fd(userdata, m, fd, &options, error);
+	options.submit = submit;
+	return r < 0 ? r : bus_call_flush_fd(b, m, fd, &options, error);
 }
 
-static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *error)
+static int method_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_fd(m, userdata, false, error);
+}
+
+static int method_submit(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_fd(m, userdata, true, error);
+}
+
+static int flush_path(sd_bus_message *m, struct bus *b, bool submit, sd_bus_error *error)
 {
 	struct bus_options options;
 	const char *path;
@@ -168,10 +181,37 @@ static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *er
 	if (r < 0)
 		return r;
 	r = read_options(m, MOUNT_SCOPE_FILESYSTEM, &options, error);
-	return r < 0 ? r : bus_call_flush_path(userdata, m, path, &options, error);
+	options.submit = submit;
+	return r < 0 ? r : bus_call_flush_path(b, m, path, &options, error);
 }
 
-#define FLUSH_RESULT SD_BUS_RESULT("a(ot)", epochs, "s", scope, "s", basis, "t", durable_usec)
+static int method_flush_path(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_path(m, userdata, false, error);
+}
+
+static int method_submit_path(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_path(m, userdata, true, error);
+}
+
+static int method_wait(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	struct options o = { .only_timeout = true };
+	struct bus_options options;
+	const char *ticket;
+	int r;
+
+	r = sd_bus_message_read(m, "s", &ticket);
+	if (r < 0)
+		return r;
+	r = read_all_options(m, &o, error);
+	options = (struct bus_options){ .deadline_usec = deadline(o.timeout_usec) };
+	return r < 0 ? r : bus_call_wait(userdata, m, ticket, &options, error);
+}
+
+#define FLUSH_RESULT  SD_BUS_RESULT("a(ot)", epochs, "s", scope, "s", basis, "t", durable_usec)
+#define SUBMIT_RESULT SD_BUS_RESULT("s", ticket)
 
 static const sd_bus_vtable manager_vtable[] = {
 	SD_BUS_VTABLE_START(0),
@@ -183,6 +223,12 @@ static const sd_bus_vtable manager_vtable[] = {
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("Submit", SD_BUS_ARGS("h", descriptor, "a{sv}", options), SUBMIT_RESULT, method_submit,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("SubmitPath", SD_BUS_ARGS("s", path, "a{sv}", options), SUBMIT_RESULT,
+				method_submit_path, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("Wait", SD_BUS_ARGS("s", ticket, "a{sv}", options), FLUSH_RESULT, method_wait,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_VTABLE_END,
 };
@@ -362,13 +408,23 @@ static int method_acknowledge_loss(sd_bus_message *m, void *userdata, sd_bus_err
 	return r < 0 ? r : bus_call_acknowledge(br->bus, m, manager_region_get(br->mr)->name, loss, error);
 }
 
-static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+static int flush_region(sd_bus_message *m, struct bus_region *br, bool submit, sd_bus_error *error)
 {
-	struct bus_region *br = userdata;
 	struct bus_options options;
 	int r = read_options(m, MOUNT_SCOPE_REGION, &options, error);
 
+	options.submit = submit;
 	return r < 0 ? r : bus_call_flush_region(br->bus, m, manager_region_get(br->mr)->name, &options, error);
+}
+
+static int method_region_flush(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_region(m, userdata, false, error);
+}
+
+static int method_region_submit(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return flush_region(m, userdata, true, error);
 }
 
 #define CONSTANT SD_BUS_VTABLE_PROPERTY_CONST
@@ -402,6 +458,8 @@ static const sd_bus_vtable region_vtable[] = {
 	SD_BUS_PROPERTY("LossEarlierBoot", "b", get_loss_earlier_boot, 0, CHANGES),
 	SD_BUS_PROPERTY("Acknowledged", "t", get_number, 0, CHANGES),
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("a{sv}", options), FLUSH_RESULT, method_region_flush,
+				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("Submit", SD_BUS_ARGS("a{sv}", options), SUBMIT_RESULT, method_region_submit,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("AcknowledgeLoss", SD_BUS_ARGS("t", number), SD_BUS_NO_RESULT, method_acknowledge_loss,
 				SD_BUS_VTABLE_UNPRIVILEGED),

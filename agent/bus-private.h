@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bus-private: what the three files of the D-Bus door share
+ * bus-private: what the four files of the D-Bus door share
  *
  *   bus.c         the connection, descriptors in messages, what is told unasked
  *   bus-object.c  objects, properties and methods
  *   bus-call.c    calls that wait for their answer
+ *   bus-ticket.c  flushes that nobody waits for yet
  */
 #pragma once
 
@@ -12,6 +13,8 @@
 #include <systemd/sd-bus.h>
 
 #include "bus.h"
+#include "polkit.h"
+#include "ticket.h"
 
 #define BUS_MAX_MESSAGE_FDS 32
 
@@ -19,6 +22,7 @@
 #define BUS_MAX_QUEUED_WRITE 1024
 
 struct bus_call;
+struct bus_ticket;
 
 /* Someone on the bus with calls that wait, or who had some: whoever asks once will ask again. */
 struct bus_client {
@@ -33,8 +37,36 @@ struct bus_client {
 	TAILQ_ENTRY(bus_client) entry;
 };
 
+/* A call that waits for its answer. */
+struct bus_call {
+	struct bus_client *client;
+	sd_bus_message *message;
+	struct request *request; /* NULL while polkit is asked, and for a ticket */
+	bool identifying;        /* the bus is asked who asks; the rest waits for that */
+	struct polkit *polkit;
+	uint64_t deadline_usec;
+	char *path, *region; /* what polkit is asked for: one of them */
+	bool acknowledge;    /* `loss` of `region`, instead of a flush */
+	uint64_t loss;
+	struct bus_ticket *ticket; /* to be given out, when the flush has found room */
+	uint64_t awaited_number;   /* of a ticket, 0: none */
+	struct bus_ticket *awaited;
+	sd_event_source *timer; /* of how long it waits for that */
+	TAILQ_ENTRY(bus_call) entry, awaited_entry;
+};
+
+/* A flush that was submitted. It is on the book as soon as it is known who asks. */
+struct bus_ticket {
+	struct ticket ticket; /* first, see bus-ticket.c */
+	struct bus *bus;
+	struct request *request;      /* NULL when it has been answered */
+	struct request_result result; /* then; its regions are there while it is durable */
+	TAILQ_HEAD(, bus_call) calls; /* who wait for it */
+};
+
 /* Of the flush methods. */
 struct bus_options {
+	bool submit; /* the answer is for a ticket */
 	enum mount_scope scope;
 	uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none */
 };
@@ -72,6 +104,7 @@ struct bus {
 
 	TAILQ_HEAD(, bus_client) clients;
 	unsigned int n_calls, max_calls;
+	struct ticket_book tickets;
 };
 
 /* ---- bus.c ---- */
@@ -104,4 +137,30 @@ int bus_call_flush_region(struct bus *b, sd_bus_message *m, const char *region, 
 			  sd_bus_error *error);
 int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, uint64_t loss, sd_bus_error *error);
 
+int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const struct bus_options *options,
+		  sd_bus_error *error);
+
+/* Replies, and the call is no more. Each takes its answer for what it is: nothing is looked up again. */
+void bus_call_answer(struct bus_call *call, const struct request_result *result);
+void bus_call_refuse(struct bus_call *call, enum pmem_agent_answer answer, const char *detail);
+
 struct bus_client *bus_client_free(struct bus_client *c);
+
+/* ---- bus-ticket.c ---- */
+
+struct bus_ticket *bus_ticket_new(struct bus *b);
+struct bus_ticket *bus_ticket_free(struct bus_ticket *t);
+
+/* Puts it on the book. 0, or PMEM_AGENT_BUSY with `detail`. */
+int bus_ticket_issue(struct bus_ticket *t, uid_t uid, char detail[static MOUNT_DETAIL_MAX]);
+
+/* Its request has been answered: a request_done_t. */
+void bus_ticket_done(const struct request_result *result, void *userdata);
+
+/* It is known who made the call: it is answered, or waits for the ticket. */
+void bus_ticket_await(struct bus_call *call);
+void bus_ticket_leave(struct bus_call *call);
+
+/* A durable answer that was kept may not be one any more. */
+void bus_tickets_notice(struct bus *b, enum manager_event event, const struct manager_region *mr);
+void bus_tickets_clear(struct bus *b);

@@ -16,6 +16,7 @@
 
 #define BUS_TELL_USEC           (100 * USEC_PER_MSEC)
 #define BUS_MAX_CALLS           4096
+#define BUS_MAX_TICKETS         1024
 #define BUS_MESSAGES_PER_WAKEUP 16
 
 /* ---- descriptors of messages ---- */
@@ -212,6 +213,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 		bus_manager_tell_state(userdata);
 		return;
 	}
+	bus_tickets_notice(userdata, event, mr);
 	br = manager_region_get_bus_slot(mr);
 	if (event == MANAGER_REGION_ADDED) {
 		region_added(userdata, mr);
@@ -296,6 +298,9 @@ int bus_new(struct manager *m, struct bus **ret)
 		return -ENOMEM;
 	b->manager = m;
 	b->max_calls = calls_that_fit();
+	/* One that is not finished holds a descriptor. */
+	ticket_book_init(&b->tickets, SD_ID128_TO_STRING(manager_get_instance(m)),
+			 b->max_calls / 2 < BUS_MAX_TICKETS ? b->max_calls / 2 : BUS_MAX_TICKETS);
 	TAILQ_INIT(&b->regions);
 	TAILQ_INIT(&b->clients);
 	b->listener = (struct manager_listener){ .notify = on_event, .userdata = b };
@@ -318,6 +323,7 @@ struct bus *bus_free(struct bus *b)
 	manager_remove_listener(b->manager, &b->listener);
 	while ((c = TAILQ_FIRST(&b->clients)))
 		bus_client_free(c);
+	bus_tickets_clear(b);
 	while ((br = TAILQ_FIRST(&b->regions)))
 		bus_region_free(br);
 	sd_event_source_disable_unref(b->tell_source);

@@ -19,6 +19,7 @@
 struct manager;
 struct manager_region;
 struct request;
+struct request_result;
 
 /* ---- the manager ---- */
 
@@ -70,6 +71,12 @@ int manager_acknowledge(struct manager *m, struct manager_region *mr, uint64_t n
 /* Free for doors: a slot for what a door keeps with a region (the D-Bus object). */
 void manager_region_set_bus_slot(struct manager_region *mr, void *slot);
 void *manager_region_get_bus_slot(const struct manager_region *mr);
+
+/*
+ * For an answer that was kept: notices what there is to notice by now. What that makes of the regions comes as events,
+ * from within the call. False: one of these regions has failed in a way that is not counted yet.
+ */
+bool manager_look_again(struct manager *m, const struct request_result *result);
 
 /* ---- events, told to every listener ---- */
 

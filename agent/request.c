@@ -297,6 +297,19 @@ int request_admit(struct request *r, const struct flush_caller *caller, char det
 
 /* ---- what becomes of it ---- */
 
+bool manager_look_again(struct manager *m, const struct request_result *result)
+{
+	for (unsigned int i = 0; i < result->n_epochs; i++) {
+		const struct pmem_agent_page *page = result->epochs[i].region->page;
+
+		/* Before the reading, which may count it or remove the region. */
+		if (!page || page->worker.failed > page->agent.failed_seen)
+			return false;
+	}
+	watch_read(m, NULL);
+	return true;
+}
+
 static void withdraw(struct request *r)
 {
 	for (unsigned int i = 0; i < r->n_parts; i++)

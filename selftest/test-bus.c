@@ -182,6 +182,7 @@ static void test_no_descriptor_stays(void **state)
 	for (unsigned int i = 0; i < 10; i++) {
 		send_stray(BUS_INTERFACE_MANAGER, "Flush", "hh", fd);
 		send_stray(BUS_INTERFACE_MANAGER, "FlushPath", "hh", fd);
+		send_stray(BUS_INTERFACE_MANAGER, "Submit", "hh", fd);
 		send_stray("org.freedesktop.DBus.Peer", "Nothing", "hh", fd);
 		test_refused_descriptor(state);
 	}
