@@ -463,6 +463,11 @@ static const sd_bus_vtable region_vtable[] = {
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("AcknowledgeLoss", SD_BUS_ARGS("t", number), SD_BUS_NO_RESULT, method_acknowledge_loss,
 				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_SIGNAL_WITH_ARGS("DurabilityLost",
+				SD_BUS_ARGS("t", loss, "i", error, "s", origin, "t", epoch, "t", usec), 0),
+	SD_BUS_SIGNAL_WITH_ARGS("LossAcknowledged", SD_BUS_ARGS("t", loss), 0),
+	SD_BUS_SIGNAL_WITH_ARGS("Stalled", SD_BUS_ARGS("t", round, "t", since_usec), 0),
+	SD_BUS_SIGNAL_WITH_ARGS("Recovered", SD_BUS_ARGS("t", epoch), 0),
 	SD_BUS_VTABLE_END,
 };
 
@@ -516,4 +521,24 @@ void bus_region_tell_status(struct bus_region *br)
 	sd_bus_emit_properties_changed(br->bus->bus, br->path, BUS_INTERFACE_REGION, "State", "Epoch", "DurableUSec",
 				       "FlushingSinceUSec", "Waiting", "Loss", "LossErrno", "LossUSec", "LossOrigin",
 				       "LossRound", "LossEpoch", "LossEarlierBoot", "Acknowledged", NULL);
+}
+
+/* Signals of what the properties have told before them. */
+void bus_region_signal(struct bus_region *br, enum manager_event event)
+{
+	sd_bus *bus = br->bus->bus;
+	struct flush_status status;
+
+	manager_region_get_status(br->mr, &status);
+	if (event == MANAGER_LOST)
+		sd_bus_emit_signal(bus, br->path, BUS_INTERFACE_REGION, "DurabilityLost", "tistt", status.loss.number,
+				   (int32_t)status.loss.error, flush_origin_to_string(status.loss.origin),
+				   status.loss.epoch, status.loss.usec);
+	else if (event == MANAGER_ACKNOWLEDGED)
+		sd_bus_emit_signal(bus, br->path, BUS_INTERFACE_REGION, "LossAcknowledged", "t", status.acknowledged);
+	else if (event == MANAGER_STALLED)
+		sd_bus_emit_signal(bus, br->path, BUS_INTERFACE_REGION, "Stalled", "tt", status.started,
+				   status.in_flight_usec);
+	else if (event == MANAGER_RECOVERED)
+		sd_bus_emit_signal(bus, br->path, BUS_INTERFACE_REGION, "Recovered", "t", status.epoch);
 }

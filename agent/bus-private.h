@@ -3,7 +3,7 @@
  * bus-private: what the four files of the D-Bus door share
  *
  *   bus.c         the connection, descriptors in messages, what is told unasked
- *   bus-object.c  objects, properties and methods
+ *   bus-object.c  objects, properties, methods and signals
  *   bus-call.c    calls that wait for their answer
  *   bus-ticket.c  flushes that nobody waits for yet
  */
@@ -123,6 +123,7 @@ int bus_add_region(struct bus *b, struct manager_region *mr);
 struct bus_region *bus_region_free(struct bus_region *br);
 void bus_region_tell_scan(struct bus_region *br);
 void bus_region_tell_status(struct bus_region *br);
+void bus_region_signal(struct bus_region *br, enum manager_event event);
 
 /* Path of a region's object, whether it is there or not; free it. */
 char *bus_region_path(const char *name);

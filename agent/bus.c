@@ -235,6 +235,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 	case MANAGER_RECOVERED:
 		br->dirty = false;
 		bus_region_tell_status(br);
+		bus_region_signal(br, event);
 		break;
 	case MANAGER_ROUND:
 	case MANAGER_DURABLE:
