@@ -427,6 +427,17 @@ static int method_region_submit(sd_bus_message *m, void *userdata, sd_bus_error 
 	return flush_region(m, userdata, true, error);
 }
 
+static int method_get_statistics(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	_cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+	struct bus_region *br = userdata;
+	int r = sd_bus_message_new_method_return(m, &reply);
+
+	if (r >= 0)
+		r = bus_append_statistics(reply, br->mr);
+	return r < 0 ? r : sd_bus_send(NULL, reply, NULL);
+}
+
 #define CONSTANT SD_BUS_VTABLE_PROPERTY_CONST
 #define CHANGES  SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE
 
@@ -463,6 +474,8 @@ static const sd_bus_vtable region_vtable[] = {
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("AcknowledgeLoss", SD_BUS_ARGS("t", number), SD_BUS_NO_RESULT, method_acknowledge_loss,
 				SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD_WITH_ARGS("GetStatistics", SD_BUS_NO_ARGS, SD_BUS_RESULT("a{sv}", statistics),
+				method_get_statistics, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_SIGNAL_WITH_ARGS("DurabilityLost",
 				SD_BUS_ARGS("t", loss, "i", error, "s", origin, "t", epoch, "t", usec), 0),
 	SD_BUS_SIGNAL_WITH_ARGS("LossAcknowledged", SD_BUS_ARGS("t", loss), 0),

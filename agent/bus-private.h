@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bus-private: what the four files of the D-Bus door share
+ * bus-private: what the five files of the D-Bus door share
  *
  *   bus.c         the connection, descriptors in messages, what is told unasked
  *   bus-object.c  objects, properties, methods and signals
  *   bus-call.c    calls that wait for their answer
  *   bus-ticket.c  flushes that nobody waits for yet
+ *   bus-stats.c   what was counted of a region
  */
 #pragma once
 
@@ -165,3 +166,7 @@ void bus_ticket_leave(struct bus_call *call);
 /* A durable answer that was kept may not be one any more. */
 void bus_tickets_notice(struct bus *b, enum manager_event event, const struct manager_region *mr);
 void bus_tickets_clear(struct bus *b);
+
+/* ---- bus-stats.c ---- */
+
+int bus_append_statistics(sd_bus_message *reply, const struct manager_region *mr);
