@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * ctl-flush: the verb flush
+ * ctl-flush: the verbs flush and wait
  *
  * Every target is tried, so many at a time. What the agent refuses because it isn't persistent memory is synced here
  * in the end, where --fallback asks for it.
@@ -20,16 +20,18 @@
 
 struct item {
 	struct flush_run *run;
-	const char *name;   /* as given */
+	const char *name;   /* as given: a path, a region or a ticket */
 	const char *region; /* path of its object; NULL: `name` is a path */
 	int fd;             /* kept for the fallback, else -1 */
 	bool fall_back;
 	int exit_status;
+	char *ticket; /* what was got with --no-wait */
 	char *answer, *scope, *basis, *regions, *epochs, *durable_usec, *message;
 };
 
 struct flush_run {
 	struct ctl *ctl;
+	bool tickets; /* what is waited for has been submitted before */
 	sd_event *event;
 	sd_event_source *progress_source;
 	struct item *targets;
@@ -40,6 +42,7 @@ struct flush_run {
 
 enum column {
 	COLUMN_TARGET,
+	COLUMN_TICKET,
 	COLUMN_ANSWER,
 	COLUMN_EXIT_STATUS,
 	COLUMN_SCOPE,
@@ -53,6 +56,7 @@ enum column {
 
 static const struct ctl_column columns[] = {
 	[COLUMN_TARGET] = { "TARGET", CTL_STRING, 0 },
+	[COLUMN_TICKET] = { "TICKET", CTL_STRING, 0 },
 	[COLUMN_ANSWER] = { "ANSWER", CTL_STRING, 0 },
 	[COLUMN_EXIT_STATUS] = { "EXIT_STATUS", CTL_NUMBER, 0 },
 	[COLUMN_SCOPE] = { "SCOPE", CTL_STRING, 0 },
@@ -232,6 +236,19 @@ static int answered(struct item *t)
 	return begin_more(run);
 }
 
+/* No promise yet: the ticket is for asking later. */
+static int read_ticket(struct item *t, sd_bus_message *reply)
+{
+	const char *ticket;
+	int r = sd_bus_message_read(reply, "s", &ticket);
+
+	if (r < 0)
+		return r;
+	t->ticket = strdup(ticket);
+	set_answer(t, "Submitted", 0);
+	return t->ticket ? 0 : -ENOMEM;
+}
+
 static int on_reply(sd_bus_message *reply, void *userdata, sd_bus_error *unused)
 {
 	struct item *t = userdata;
@@ -240,10 +257,10 @@ static int on_reply(sd_bus_message *reply, void *userdata, sd_bus_error *unused)
 	hide_progress(t->run);
 	if (error)
 		read_error(t, error);
-	else if (read_durable(t, reply) < 0)
+	else if ((t->run->ctl->no_wait ? read_ticket(t, reply) : read_durable(t, reply)) < 0)
 		fail(t, answer_get(PMEM_AGENT_UNKNOWN)->exit_status, answer_get(PMEM_AGENT_UNKNOWN)->name,
 		     "cannot read the agent's reply; is it of another version?");
-	else if (!t->run->ctl->quiet && !t->run->ctl->json)
+	else if (!t->run->ctl->no_wait && !t->run->ctl->quiet && !t->run->ctl->json)
 		print_durable(t);
 	return answered(t);
 }
@@ -305,17 +322,20 @@ static int append_options(const struct ctl *c, sd_bus_message *m)
 	return r < 0 ? r : sd_bus_message_close_container(m);
 }
 
-static int call_flush(struct item *t)
+static int call_agent(struct item *t)
 {
 	_cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
 	struct ctl *c = t->run->ctl;
+	const char *method = t->run->tickets ? "Wait" : c->no_wait ? "Submit" : "Flush";
 	int r;
 
 	if (t->region)
-		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, t->region, BUS_INTERFACE_REGION, "Flush");
+		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, t->region, BUS_INTERFACE_REGION, method);
 	else
-		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "Flush");
-	if (r >= 0 && !t->region)
+		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, method);
+	if (r >= 0 && t->run->tickets)
+		r = sd_bus_message_append(m, "s", t->name);
+	else if (r >= 0 && !t->region)
 		r = sd_bus_message_append(m, "h", t->fd);
 	if (r >= 0)
 		r = append_options(c, m);
@@ -330,12 +350,12 @@ static int begin(struct item *t)
 {
 	int r;
 
-	if (!t->region) {
+	if (!t->region && !t->run->tickets) {
 		t->fd = open_target(t->name);
 		if (t->fd < 0)
 			return open_failed(t, errno);
 	}
-	r = call_flush(t);
+	r = call_agent(t);
 	if (r >= 0)
 		return 1;
 	fail(t, CTL_EXIT_FAILURE, "Failure", "cannot ask the agent: no connection to D-Bus");
@@ -418,6 +438,13 @@ static int choose_targets(struct flush_run *run, const struct ctl_regions *list,
 	return 0;
 }
 
+static void print_tickets(const struct flush_run *run)
+{
+	for (unsigned int i = 0; i < run->n_targets; i++)
+		if (run->targets[i].ticket)
+			printf("%s\n", run->targets[i].ticket);
+}
+
 static int run_targets(struct flush_run *run)
 {
 	int r = sd_event_new(&run->event);
@@ -441,6 +468,8 @@ static int run_targets(struct flush_run *run)
 			fall_back(&run->targets[i]);
 		r = ctl_worse(r, run->targets[i].exit_status);
 	}
+	if (!run->ctl->quiet && !run->ctl->json)
+		print_tickets(run);
 	return r;
 }
 
@@ -454,7 +483,8 @@ static int print_results(const struct flush_run *run)
 		const struct item *t = &run->targets[i];
 		char **row = cells + i * N_COLUMNS;
 
-		row[COLUMN_TARGET] = (char *)t->name;
+		row[COLUMN_TARGET] = run->tickets ? NULL : (char *)t->name;
+		row[COLUMN_TICKET] = run->tickets ? (char *)t->name : t->ticket;
 		row[COLUMN_ANSWER] = t->answer;
 		row[COLUMN_EXIT_STATUS] = ctl_format("%d", t->exit_status);
 		row[COLUMN_SCOPE] = t->scope;
@@ -475,7 +505,8 @@ static void run_clear(struct flush_run *run)
 {
 	for (unsigned int i = 0; i < run->n_targets; i++) {
 		struct item *t = &run->targets[i];
-		char *texts[] = { t->answer, t->scope, t->basis, t->regions, t->epochs, t->durable_usec, t->message };
+		char *texts[] = { t->ticket,  t->answer, t->scope,        t->basis,
+				  t->regions, t->epochs, t->durable_usec, t->message };
 
 		for (unsigned int j = 0; j < ARRAY_SIZE(texts); j++)
 			free(texts[j]);
@@ -494,6 +525,10 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 	_cleanup_(run_clear) struct flush_run run = { .ctl = c };
 	int r;
 
+	if (c->no_wait && c->fallback) {
+		ctl_error(NULL, "--no-wait and --fallback do not go together: what is synced here is waited for");
+		return CTL_EXIT_USAGE;
+	}
 	if (c->all ? n > 0 : n == 0) {
 		ctl_error(NULL, "flush takes paths and regions, or --all; see \"pmemctl --help\"");
 		return CTL_EXIT_USAGE;
@@ -513,5 +548,23 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 	}
 	if (run.n_targets > 0)
 		r = run_targets(&run);
+	return c->json ? ctl_worse(r, print_results(&run)) : r;
+}
+
+int ctl_wait(struct ctl *c, char **arguments, unsigned int n)
+{
+	_cleanup_(run_clear) struct flush_run run = { .ctl = c, .tickets = true };
+	int r;
+
+	if (n == 0) {
+		ctl_error(NULL, "wait takes tickets, as \"pmemctl flush --no-wait\" prints them");
+		return CTL_EXIT_USAGE;
+	}
+	run.targets = calloc(n, sizeof(*run.targets));
+	if (!run.targets)
+		return CTL_EXIT_FAILURE;
+	for (unsigned int i = 0; i < n; i++)
+		run.targets[run.n_targets++] = (struct item){ .run = &run, .name = arguments[i], .fd = -1 };
+	r = run_targets(&run);
 	return c->json ? ctl_worse(r, print_results(&run)) : r;
 }

@@ -16,6 +16,7 @@ const struct ctl_verb ctl_verbs[] = {
 	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status },
 	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
 	  ctl_flush },
+	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", 0, UINT32_MAX, ctl_wait },
 	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
 	  ctl_acknowledge },
 	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
@@ -27,6 +28,7 @@ enum option_value {
 	OPTION_DATASYNC,
 	OPTION_FALLBACK,
 	OPTION_LOSS,
+	OPTION_NO_WAIT,
 	OPTION_SCOPE,
 	OPTION_TIMEOUT,
 };
@@ -37,6 +39,7 @@ static const struct option options[] = {
 	{ "datasync", no_argument, NULL, OPTION_DATASYNC },
 	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
 	{ "loss", required_argument, NULL, OPTION_LOSS },
+	{ "no-wait", no_argument, NULL, OPTION_NO_WAIT },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "json", no_argument, NULL, 'j' },
@@ -47,7 +50,7 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all", "datasync", "fallback", "loss", "scope", "timeout", "json", "quiet", "help", "version",
+	"all", "datasync", "fallback", "loss", "no-wait", "scope", "timeout", "json", "quiet", "help", "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -178,7 +181,8 @@ static void print_help(void)
 	       "  --all                          flush: every asynchronous region\n"
 	       "  --scope=SCOPE                  flush: file, filesystem or region, whatever the path is\n"
 	       "  --datasync                     flush: a file's data, without its times and mode\n"
-	       "  --timeout=SEC                  flush: wait for so many seconds at most\n"
+	       "  --no-wait                      flush: print a ticket to wait for later\n"
+	       "  --timeout=SEC                  flush, wait: wait for so many seconds at most\n"
 	       "  --fallback                     flush: on other storage do what sync does, and say so\n"
 	       "  --loss=N                       acknowledge: the number of the loss\n"
 	       "  -j --json                      print JSON\n"
@@ -224,6 +228,9 @@ static int parse_option(struct ctl *c, int value)
 	case OPTION_LOSS:
 		c->loss = optarg;
 		return 0;
+	case OPTION_NO_WAIT:
+		c->no_wait = true;
+		return 0;
 	case OPTION_SCOPE:
 		c->scope = optarg;
 		return 0;
@@ -253,9 +260,11 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 	static const char *const scopes[] = { "file", "filesystem", "region" };
 	bool known = !c->scope;
 
-	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->scope || c->timeout_usec))
-		return usage_error("--all, --datasync, --fallback, --scope and --timeout are for flush, not for ",
+	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->no_wait || c->scope))
+		return usage_error("--all, --datasync, --fallback, --no-wait and --scope are for flush, not for ",
 				   verb->name);
+	if (verb->run != ctl_flush && verb->run != ctl_wait && c->timeout_usec)
+		return usage_error("--timeout is for flush and wait, not for ", verb->name);
 	if (verb->run != ctl_acknowledge && c->loss)
 		return usage_error("--loss is for acknowledge, not for ", verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
@@ -290,7 +299,7 @@ int ctl_main(int argc, char **argv)
 			return r < 0 ? 0 : r;
 	}
 	if (optind >= argc)
-		return usage_error("what is to be done? Known: list, status, flush, acknowledge, watch", "");
+		return usage_error("what is to be done? Known: list, status, flush, wait, acknowledge, watch", "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);

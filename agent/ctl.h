@@ -16,7 +16,7 @@
 #define CTL_EXIT_USAGE   2
 
 struct ctl {
-	bool json, quiet, all, fallback, datasync;
+	bool json, quiet, all, fallback, datasync, no_wait;
 	const char *scope, *loss;
 	uint64_t timeout_usec; /* 0: none */
 	sd_bus *bus;
@@ -123,5 +123,6 @@ char *ctl_region_describe(const struct ctl_region *region);
 int ctl_list(struct ctl *c, char **arguments, unsigned int n);
 int ctl_status(struct ctl *c, char **arguments, unsigned int n);
 int ctl_flush(struct ctl *c, char **arguments, unsigned int n);
+int ctl_wait(struct ctl *c, char **arguments, unsigned int n);
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n);
 int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n);

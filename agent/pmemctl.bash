@@ -8,9 +8,9 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush acknowledge watch"
+	local verbs="list status flush wait acknowledge watch"
 	local options="--json --quiet --help --version"
-	local flush_options="--all --datasync --fallback --scope= --timeout="
+	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
 	local word=${COMP_WORDS[COMP_CWORD]} verb= i
 	local IFS=$' \t\n'
 
@@ -33,6 +33,7 @@ _pmemctl()
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
+		[[ $verb == wait ]] && options="$options --timeout="
 		COMPREPLY=($(compgen -W "$options" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ -z $verb ]]; then

@@ -76,10 +76,9 @@ static void test_exit_statuses_are_written_down(void **state)
 	}
 }
 
-static void test_properties_are_written_down(void **state)
+static unsigned int check_members(const char *start_of_name)
 {
 	_cleanup_free_ char *xml = strdup(load("units/io.pmem.Agent1.xml"));
-	static const char start_of_name[] = "<property name=\"";
 	unsigned int n = 0;
 
 	for (char *p = xml; (p = strstr(p, start_of_name)); n++) {
@@ -88,7 +87,14 @@ static void test_properties_are_written_down(void **state)
 		assert_written("agent/io.pmem.Agent1.5.scd", "*", p, "*");
 		p += strlen(p) + 1;
 	}
-	assert_in_range(n, 20, 100);
+	return n;
+}
+
+static void test_interface_is_written_down(void **state)
+{
+	assert_in_range(check_members("<property name=\""), 20, 100);
+	assert_in_range(check_members("<method name=\""), 9, 100);
+	assert_in_range(check_members("<signal name=\""), 4, 100);
 }
 
 /* ---- usage ---- */
@@ -96,7 +102,7 @@ static void test_properties_are_written_down(void **state)
 static void test_wrong_usage(void **state)
 {
 	assert_int_equal(run("--scope=file"), CTL_EXIT_USAGE);
-	assert_says(err, "Known: list, status, flush, acknowledge, watch");
+	assert_says(err, "Known: list, status, flush, wait, acknowledge, watch");
 	assert_int_equal(run("flash"), CTL_EXIT_USAGE);
 	assert_says(err, "unknown verb flash");
 	assert_int_equal(run("--nonsense", "list"), CTL_EXIT_USAGE);
@@ -117,6 +123,12 @@ static void test_wrong_usage(void **state)
 	assert_int_equal(run("acknowledge", "emu0", "--loss=99999999999999999999"), CTL_EXIT_USAGE);
 	assert_says(err, "99999999999999999999");
 	assert_int_equal(run("flush", "--loss=1", "emu0"), CTL_EXIT_USAGE);
+	assert_int_equal(run("wait"), CTL_EXIT_USAGE);
+	assert_int_equal(run("wait", "nonsense"), CTL_EXIT_USAGE);
+	assert_says(err, "\"nonsense\" is no ticket");
+	assert_int_equal(run("wait", "--all", "nonsense"), CTL_EXIT_USAGE);
+	assert_int_equal(run("status", "--no-wait"), CTL_EXIT_USAGE);
+	assert_int_equal(run("flush", "--no-wait", "--fallback", "/"), CTL_EXIT_USAGE);
 	assert_int_equal(run("--version"), 0);
 	assert_says(out, PMEM_AGENT_VERSION);
 }
@@ -296,6 +308,53 @@ static void test_times_out(void **state)
 	assert_int_equal(run("list", "--timeout=1"), 2);
 }
 
+/* The first line of what was printed. */
+static char *first_line(void)
+{
+	return strndup(out, strcspn(out, "\n"));
+}
+
+static void test_no_wait(void **state)
+{
+	_cleanup_free_ char *ticket = NULL, *other = NULL;
+	struct json_object *json;
+	pid_t worker;
+
+	assert_int_equal(run("flush", "--no-wait", "emu0", session.emulated), 0);
+	ticket = first_line();
+	other = strdup(out + strlen(ticket) + 1);
+	other[strcspn(other, "\n")] = '\0';
+	assert_string_not_equal(ticket, other);
+	assert_int_equal(strlen(out), strlen(ticket) + strlen(other) + 2);
+	assert_int_equal(run("wait", ticket, other), 0);
+	assert_says(out, ticket);
+	assert_says(out, ": durable (region, emu0 epoch ");
+	assert_int_equal(run("wait", ticket), 4);
+	assert_says(err, "the ticket is not there");
+
+	/* Who was refused has no ticket, and the others have theirs. */
+	assert_int_equal(run("flush", "--no-wait", "--json", "/proc/self/status", "emu0"), 7);
+	json = parse("flushes", 2);
+	assert_string_equal(get(json, "flushes", 0, "ticket"), "null");
+	assert_string_equal(get(json, "flushes", 1, "answer"), "Submitted");
+	assert_int_equal(run("wait", "--json", get(json, "flushes", 1, "ticket")), 0);
+	json_object_put(json);
+	json = parse("flushes", 1);
+	assert_string_equal(get(json, "flushes", 0, "answer"), "Durable");
+	assert_string_equal(get(json, "flushes", 0, "target"), "null");
+	json_object_put(json);
+
+	worker = session_worker(&session);
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	assert_int_equal(run("flush", "--no-wait", "emu0"), 0);
+	free(ticket);
+	ticket = first_line();
+	assert_int_equal(run("wait", "--timeout=0.05", ticket), 18);
+	assert_says(err, "wait for the ticket again");
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	assert_int_equal(run("wait", "--timeout=60", ticket), 0);
+}
+
 static void test_acknowledge(void **state)
 {
 	assert_int_equal(run("status"), 3);
@@ -352,7 +411,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_verbs_and_options_are_written_down),
 		cmocka_unit_test(test_exit_statuses_are_written_down),
-		cmocka_unit_test(test_properties_are_written_down),
+		cmocka_unit_test(test_interface_is_written_down),
 		cmocka_unit_test(test_wrong_usage),
 		cmocka_unit_test(test_list_and_status),
 		cmocka_unit_test(test_flush),
@@ -360,6 +419,7 @@ int main(void)
 		cmocka_unit_test(test_no_permission),
 		cmocka_unit_test(test_fallback),
 		cmocka_unit_test(test_times_out),
+		cmocka_unit_test(test_no_wait),
 		cmocka_unit_test(test_waits_watches_and_tells_the_loss),
 		cmocka_unit_test(test_acknowledge),
 		cmocka_unit_test(test_agent_ends_meanwhile),

@@ -41,9 +41,11 @@ touch "$work/enough"
 wait
 
 # A caller that is queued behind a hanging round when its region goes
-vm fsync hang 1 r1
 second=$(pmemctl list --json | python3 -c 'import json, sys; print([r["region"] for r in json.load(sys.stdin)["regions"]][1])')
 device=$(driver "$second")
+ticket=$(pmemctl flush --no-wait "$second")
+check "a flush that nobody has waited for" pmemctl flush "$second"
+vm fsync hang 1 r1
 pmemctl flush "$second" >"$work/first" 2>&1 &
 first=$!
 vm fsync wait-hung r1 >/dev/null
@@ -53,6 +55,7 @@ wait_until 20 sh -c "[ \"\$(busctl get-property io.pmem.Agent1 /io/pmem/Agent1/r
 basename "$device" >/sys/bus/virtio/drivers/virtio_pmem/unbind &
 wait $queued
 check_equal "who is queued when the region goes gets ENODEV" $? 6
+check_status 4 "what was confirmed, and might have been lost unseen since, is unknown" pmemctl wait "$ticket"
 vm fsync release r1
 wait $first
 first=$?
