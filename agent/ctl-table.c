@@ -61,6 +61,8 @@ static struct json_object *json_scalar(enum ctl_column_type type, const char *te
 {
 	if (type == CTL_NUMBER || type == CTL_NUMBERS)
 		return json_object_new_uint64(strtoull(text, NULL, 10));
+	if (type == CTL_DECIMAL)
+		return json_object_new_double_s(0, text);
 	if (type == CTL_BOOLEAN)
 		return json_object_new_boolean(strcmp(text, "yes") == 0);
 	return json_object_new_string(text);
@@ -77,22 +79,41 @@ static struct json_object *json_lines(enum ctl_column_type type, const char *cel
 	return array;
 }
 
+static struct json_object *json_counts(const char *cell)
+{
+	_cleanup_free_ char *copy = cell ? strdup(cell) : NULL;
+	struct json_object *o = json_object_new_object();
+	char *rest = copy, *line;
+
+	while ((line = strsep(&rest, "\n"))) {
+		char *name = strsep(&line, " ");
+
+		json_object_object_add(o, name, line ? json_scalar(CTL_NUMBER, line) : NULL);
+	}
+	return o;
+}
+
+static struct json_object *json_cell(enum ctl_column_type type, const char *cell)
+{
+	if (type == CTL_STRINGS || type == CTL_NUMBERS)
+		return json_lines(type, cell);
+	if (type == CTL_COUNTS)
+		return json_counts(cell);
+	return cell ? json_scalar(type, cell) : NULL;
+}
+
 static struct json_object *json_row(const struct ctl_column *columns, unsigned int n_columns, char *const *cells)
 {
 	struct json_object *o = json_object_new_object();
 
 	for (unsigned int i = 0; i < n_columns; i++) {
-		bool lines = columns[i].type == CTL_STRINGS || columns[i].type == CTL_NUMBERS;
 		char key[32];
 		size_t n;
 
 		for (n = 0; columns[i].name[n] && n < sizeof(key) - 1; n++)
 			key[n] = (char)tolower((unsigned char)columns[i].name[n]);
 		key[n] = '\0';
-		json_object_object_add(o, key,
-				       lines      ? json_lines(columns[i].type, cells[i])
-				       : cells[i] ? json_scalar(columns[i].type, cells[i])
-						  : NULL);
+		json_object_object_add(o, key, json_cell(columns[i].type, cells[i]));
 	}
 	return o;
 }

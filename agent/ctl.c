@@ -17,6 +17,8 @@ const struct ctl_verb ctl_verbs[] = {
 	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
 	  ctl_flush },
 	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", 0, UINT32_MAX, ctl_wait },
+	{ "stats", "[REGION...]", "Show how many flushes there were, and how long they took", 0, UINT32_MAX,
+	  ctl_stats },
 	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
 	  ctl_acknowledge },
 	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
@@ -29,6 +31,8 @@ enum option_value {
 	OPTION_FALLBACK,
 	OPTION_LOSS,
 	OPTION_NO_WAIT,
+	OPTION_OPENMETRICS,
+	OPTION_OUTPUT,
 	OPTION_SCOPE,
 	OPTION_TIMEOUT,
 };
@@ -40,6 +44,8 @@ static const struct option options[] = {
 	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
 	{ "loss", required_argument, NULL, OPTION_LOSS },
 	{ "no-wait", no_argument, NULL, OPTION_NO_WAIT },
+	{ "openmetrics", no_argument, NULL, OPTION_OPENMETRICS },
+	{ "output", required_argument, NULL, OPTION_OUTPUT },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "json", no_argument, NULL, 'j' },
@@ -50,7 +56,8 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all", "datasync", "fallback", "loss", "no-wait", "scope", "timeout", "json", "quiet", "help", "version",
+	"all",   "datasync", "fallback", "loss",  "no-wait", "openmetrics", "output",
+	"scope", "timeout",  "json",     "quiet", "help",    "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -185,6 +192,8 @@ static void print_help(void)
 	       "  --timeout=SEC                  flush, wait: wait for so many seconds at most\n"
 	       "  --fallback                     flush: on other storage do what sync does, and say so\n"
 	       "  --loss=N                       acknowledge: the number of the loss\n"
+	       "  --openmetrics                  stats: for Prometheus and its like\n"
+	       "  --output=FILE                  stats: replace this file, as a whole\n"
 	       "  -j --json                      print JSON\n"
 	       "  -q --quiet                     print errors only\n"
 	       "  -h --help                      print this\n"
@@ -231,6 +240,12 @@ static int parse_option(struct ctl *c, int value)
 	case OPTION_NO_WAIT:
 		c->no_wait = true;
 		return 0;
+	case OPTION_OPENMETRICS:
+		c->openmetrics = true;
+		return 0;
+	case OPTION_OUTPUT:
+		c->output = optarg;
+		return 0;
 	case OPTION_SCOPE:
 		c->scope = optarg;
 		return 0;
@@ -265,6 +280,12 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 				   verb->name);
 	if (verb->run != ctl_flush && verb->run != ctl_wait && c->timeout_usec)
 		return usage_error("--timeout is for flush and wait, not for ", verb->name);
+	if (verb->run != ctl_stats && (c->openmetrics || c->output))
+		return usage_error("--openmetrics and --output are for stats, not for ", verb->name);
+	if (c->openmetrics && c->json)
+		return usage_error("--openmetrics and --json are two formats: choose one", "");
+	if (c->output && !c->openmetrics)
+		return usage_error("--output is for --openmetrics", "");
 	if (verb->run != ctl_acknowledge && c->loss)
 		return usage_error("--loss is for acknowledge, not for ", verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
@@ -299,7 +320,8 @@ int ctl_main(int argc, char **argv)
 			return r < 0 ? 0 : r;
 	}
 	if (optind >= argc)
-		return usage_error("what is to be done? Known: list, status, flush, wait, acknowledge, watch", "");
+		return usage_error("what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch",
+				   "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);

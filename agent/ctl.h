@@ -16,8 +16,8 @@
 #define CTL_EXIT_USAGE   2
 
 struct ctl {
-	bool json, quiet, all, fallback, datasync, no_wait;
-	const char *scope, *loss;
+	bool json, quiet, all, fallback, datasync, no_wait, openmetrics;
+	const char *scope, *loss, *output;
 	uint64_t timeout_usec; /* 0: none */
 	sd_bus *bus;
 };
@@ -61,6 +61,8 @@ enum ctl_column_type {
 	CTL_BOOLEAN, /* "yes" or "no" */
 	CTL_STRINGS, /* one a line */
 	CTL_NUMBERS,
+	CTL_DECIMAL, /* "1.500" */
+	CTL_COUNTS,  /* "NAME NUMBER", one a line */
 };
 
 struct ctl_column {
@@ -124,5 +126,6 @@ int ctl_list(struct ctl *c, char **arguments, unsigned int n);
 int ctl_status(struct ctl *c, char **arguments, unsigned int n);
 int ctl_flush(struct ctl *c, char **arguments, unsigned int n);
 int ctl_wait(struct ctl *c, char **arguments, unsigned int n);
+int ctl_stats(struct ctl *c, char **arguments, unsigned int n);
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n);
 int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n);

@@ -8,9 +8,10 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush wait acknowledge watch"
+	local verbs="list status flush wait stats acknowledge watch"
 	local options="--json --quiet --help --version"
 	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
+	local stats_options="--openmetrics --output="
 	local word=${COMP_WORDS[COMP_CWORD]} verb= i
 	local IFS=$' \t\n'
 
@@ -26,6 +27,9 @@ _pmemctl()
 	COMPREPLY=()
 	if [[ ${COMP_WORDS[COMP_CWORD - 1]} == --timeout || ${COMP_WORDS[COMP_CWORD - 2]-} == --timeout ]]; then
 		:
+	elif [[ $verb == stats && ( ${COMP_WORDS[COMP_CWORD - 1]} == --output || ${COMP_WORDS[COMP_CWORD - 2]-} == --output ) ]]; then
+		compopt -o filenames
+		COMPREPLY=($(compgen -f -- "${word#=}"))
 	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
 		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
 	elif [[ $verb == acknowledge && $word == -* ]]; then
@@ -34,11 +38,12 @@ _pmemctl()
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
 		[[ $verb == wait ]] && options="$options --timeout="
+		[[ $verb == stats ]] && options="$options $stats_options"
 		COMPREPLY=($(compgen -W "$options" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ -z $verb ]]; then
 		COMPREPLY=($(compgen -W "$verbs" -- "$word"))
-	elif [[ $verb == status || $verb == acknowledge ]]; then
+	elif [[ $verb == status || $verb == stats || $verb == acknowledge ]]; then
 		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word"))
 	elif [[ $verb == flush ]]; then
 		compopt -o filenames

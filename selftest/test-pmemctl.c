@@ -102,7 +102,7 @@ static void test_interface_is_written_down(void **state)
 static void test_wrong_usage(void **state)
 {
 	assert_int_equal(run("--scope=file"), CTL_EXIT_USAGE);
-	assert_says(err, "Known: list, status, flush, wait, acknowledge, watch");
+	assert_says(err, "Known: list, status, flush, wait, stats, acknowledge, watch");
 	assert_int_equal(run("flash"), CTL_EXIT_USAGE);
 	assert_says(err, "unknown verb flash");
 	assert_int_equal(run("--nonsense", "list"), CTL_EXIT_USAGE);

@@ -37,6 +37,19 @@ before=$(vm fsync count r0)
 check "one file" pmemctl flush /mnt/file
 check "reaches the host" test "$(vm fsync count r0)" -gt "$before"
 check "all regions" pmemctl flush --all
+before=$(vm fsync count r0)
+check "submitted, not waited for" sh -c 'pmemctl flush --no-wait /mnt region0 >/run/tickets'
+check "both are durable in the end" sh -c 'pmemctl wait $(cat /run/tickets)'
+check_output "as a filesystem and as a region" 'durable \(filesystem.*watched'
+check "flushes have reached the host" test "$(vm fsync count r0)" -gt "$before"
+check_status 4 "and a ticket is good once" sh -c 'pmemctl wait $(head -n 1 /run/tickets)'
+check "numbers for a node exporter, as a whole file" pmemctl stats --openmetrics --output=/run/pmem.prom
+check_equal "ends where it should" "$(tail -n 1 /run/pmem.prom)" "# EOF"
+check "has syncfs among the calls" grep -q '^pmem_agent_calls_total{region="region0",call="syncfs"} [1-9]' /run/pmem.prom
+check "and as many rounds as confirmed" sh -c \
+	'[ $(grep -E "^pmem_agent_rounds_(begun|confirmed)_total" /run/pmem.prom | cut -d" " -f2 | uniq | wc -l) = 1 ]'
+check "a picture for people" pmemctl stats region0
+check_output "of how long it took" '#####'
 check "JSON for scripts" sh -c 'pmemctl flush --json /mnt | python3 -m json.tool'
 
 since=$(vm host count)
@@ -51,6 +64,7 @@ check "an unknown command is an error by class" vm host wait '"CommandNotFound".
 umount /mnt
 mount -o dax=always,nobarrier "$(vm dev r0)" /mnt
 check_status 11 "mounted nobarrier: refused as not flushed" pmemctl flush /mnt
+check "and counted as that" sh -c 'pmemctl stats --openmetrics | grep -q "answer=\"NotFlushed\"} [1-9]"'
 umount /mnt
 mount -o dax=always,ro "$(vm dev r0)" /mnt
 check_status 11 "mounted read-only: refused" pmemctl flush /mnt
