@@ -57,6 +57,7 @@ struct flush {
 	struct flush_time in_flight; /* when it began */
 	struct flush_loss loss;      /* the newest, latched or not */
 	uint64_t acknowledged;
+	struct flush_counters counters;
 
 	struct {
 		struct waiter waiter;
@@ -171,6 +172,7 @@ int flush_arrive(struct flush *f, const struct flush_target *target, const struc
 	TAILQ_INSERT_TAIL(&f->waiting, w, entry);
 	w->client->n_waiting++;
 	f->n_waiting++;
+	f->counters.requests++;
 	if (w->deadline_usec < f->deadline_usec)
 		f->deadline_usec = w->deadline_usec;
 	if (target->scope == FLUSH_REGION && f->gather.missing > 0)
@@ -245,6 +247,8 @@ static void start(struct flush *f, struct flush_time now, struct flush_action *r
 		.round = ++f->started,
 		.target = first->target,
 	};
+	f->counters.rounds++;
+	f->counters.calls[first->target.scope]++;
 	f->state = FLUSH_IN_FLIGHT;
 	f->in_flight = now;
 	f->gather.on = false;
@@ -329,6 +333,7 @@ static void confirm(struct flush *f, uint64_t now)
 	bool joinable = first && first->target.scope == FLUSH_REGION;
 	unsigned int n;
 
+	f->counters.confirmed++;
 	f->epoch = f->started;
 	f->epoch_usec = f->in_flight.realtime;
 	n = answer_list(f, &f->joined, PMEM_AGENT_DURABLE, 0);
@@ -472,6 +477,11 @@ void flush_get_status(const struct flush *f, struct flush_status *ret)
 	};
 	if (f->latched)
 		ret->loss = f->loss;
+}
+
+void flush_get_counters(const struct flush *f, struct flush_counters *ret)
+{
+	*ret = f->counters;
 }
 
 const char *flush_scope_to_string(enum flush_scope scope)
