@@ -4,6 +4,7 @@
 #include <sys/queue.h>
 
 #include "flush.h"
+#include "plan.h"
 
 /* A uid with requests that wait. */
 struct client {
@@ -22,6 +23,7 @@ struct waiter {
 	enum pmem_agent_answer answer;
 	int error;
 	uint64_t round, durable_usec;
+	unsigned int member; /* in the plan of the round that it takes part in */
 	TAILQ_ENTRY(waiter) entry;
 };
 
@@ -44,7 +46,7 @@ struct flush {
 		bool on;
 		unsigned int missing; /* of those just answered */
 		uint64_t until_usec;  /* CLOCK_MONOTONIC */
-		uint64_t usual_usec;  /* running mean of the rounds for the region */
+		uint64_t usual_usec;  /* running mean of the rounds that others could join */
 	} gather;
 
 	enum flush_state state; /* never FLUSH_GATHERING */
@@ -54,6 +56,7 @@ struct flush {
 	bool overtaken; /* a loss was noticed while the round was in flight */
 	bool withheld, doubted;
 	uint64_t started, epoch, epoch_usec;
+	struct flush_plan plan;      /* of the newest round */
 	struct flush_time in_flight; /* when it began */
 	struct flush_loss loss;      /* the newest, latched or not */
 	uint64_t acknowledged;
@@ -71,6 +74,9 @@ struct flush *flush_new(unsigned int depth, unsigned int quota, uint64_t started
 
 	if (!f)
 		return NULL;
+	f->plan.members = calloc(depth, sizeof(*f->plan.members));
+	if (!f->plan.members)
+		return flush_free(f);
 
 	TAILQ_INIT(&f->unused);
 	TAILQ_INIT(&f->waiting);
@@ -91,6 +97,8 @@ struct flush *flush_new(unsigned int depth, unsigned int quota, uint64_t started
 
 struct flush *flush_free(struct flush *f)
 {
+	if (f)
+		free(f->plan.members);
 	free(f);
 	return NULL;
 }
@@ -148,6 +156,12 @@ static struct client *new_client(struct flush *f, uid_t uid)
 	return c;
 }
 
+/* Requests that come back together share a call, or a round at the cost of their calls. */
+static bool joinable(const struct waiter *w)
+{
+	return w->target.scope != FLUSH_FILESYSTEM;
+}
+
 int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner)
 {
 	struct waiter *w = TAILQ_FIRST(&f->unused);
@@ -175,7 +189,7 @@ int flush_arrive(struct flush *f, const struct flush_target *target, const struc
 	f->counters.requests++;
 	if (w->deadline_usec < f->deadline_usec)
 		f->deadline_usec = w->deadline_usec;
-	if (target->scope == FLUSH_REGION && f->gather.missing > 0)
+	if (joinable(w) && f->gather.missing > 0)
 		f->gather.missing--;
 	return 0;
 }
@@ -227,40 +241,31 @@ static void expire(struct flush *f, uint64_t now)
 	expire_in(f, &f->waiting, now);
 }
 
-/*
- * Whether a round for `of` makes `wanted` durable too. The error state of a file or filesystem belongs to the open
- * file description that came with the request: a call on another description cannot report it. So only requests for
- * the region itself share a round.
- */
-static bool serves(const struct flush_target *of, const struct flush_target *wanted)
-{
-	return of->scope == FLUSH_REGION && wanted->scope == FLUSH_REGION;
-}
-
 static void start(struct flush *f, struct flush_time now, struct flush_action *ret)
 {
-	struct waiter *first = TAILQ_FIRST(&f->waiting), *w, *next;
+	struct flush_plan *p = &f->plan;
+	struct waiter *w, *next;
 
-	*ret = (struct flush_action){
-		.type = FLUSH_ACT_START,
-		.owner = first->owner,
-		.round = ++f->started,
-		.target = first->target,
-	};
-	f->counters.rounds++;
-	f->counters.calls[first->target.scope]++;
+	*ret = (struct flush_action){ .type = FLUSH_ACT_START, .round = ++f->started };
 	f->state = FLUSH_IN_FLIGHT;
 	f->in_flight = now;
 	f->gather.on = false;
 	f->gather.missing = 0;
 
-	for (w = first; w; w = next) {
+	plan_begin(p);
+	for (w = TAILQ_FIRST(&f->waiting); w; w = next) {
 		next = TAILQ_NEXT(w, entry);
-		if (w != first && !serves(&first->target, &w->target))
+		if (!plan_add(p, &w->target, w->client->uid, w->owner))
 			continue;
+		w->member = p->n_members - 1;
 		TAILQ_REMOVE(&f->waiting, w, entry);
 		TAILQ_INSERT_TAIL(&f->joined, w, entry);
 	}
+	plan_finish(p);
+
+	f->counters.rounds++;
+	for (unsigned int i = 0; i < p->n_calls; i++)
+		f->counters.calls[p->calls[i].scope] += p->calls[i].served_by < 0;
 }
 
 /* `n` have been answered by a round that others could join. */
@@ -271,7 +276,7 @@ static void gather(struct flush *f, unsigned int n, uint64_t now)
 
 	usual = usual ? (7 * usual + took) / 8 : took;
 	f->gather.usual_usec = usual;
-	if (n > 1 || (n == 1 && next && next->target.scope == FLUSH_REGION)) {
+	if (n > 1 || (next && joinable(next))) {
 		f->gather.missing = n;
 		usual /= FLUSH_GATHER_SHARE;
 		f->gather.until_usec = now + (usual < FLUSH_GATHER_MAX_USEC ? usual : FLUSH_GATHER_MAX_USEC);
@@ -302,11 +307,16 @@ bool flush_next(struct flush *f, struct flush_time now, struct flush_action *ret
 	w = TAILQ_FIRST(&f->waiting);
 	if (f->state != FLUSH_IDLE || f->withheld || !w)
 		return false;
-	f->gather.on = w->target.scope == FLUSH_REGION && f->gather.missing > 0 && now.monotonic < f->gather.until_usec;
+	f->gather.on = joinable(w) && f->gather.missing > 0 && now.monotonic < f->gather.until_usec;
 	if (f->gather.on)
 		return false;
 	start(f, now, ret);
 	return true;
+}
+
+const struct flush_plan *flush_get_plan(const struct flush *f)
+{
+	return &f->plan;
 }
 
 static bool is_gathering(const struct flush *f)
@@ -326,24 +336,54 @@ static void land(struct flush *f)
 	f->in_flight = (struct flush_time){};
 }
 
-/* The requests of the round in flight are told of it. */
-static void confirm(struct flush *f, uint64_t now)
+void flush_outcome_set(struct flush_outcome *outcome, enum pmem_agent_answer answer, int error)
 {
-	const struct waiter *first = TAILQ_FIRST(&f->joined);
-	bool joinable = first && first->target.scope == FLUSH_REGION;
-	unsigned int n;
+	const struct flush_outcome_of each = { .answer = answer, .error = error };
 
-	f->counters.confirmed++;
-	f->epoch = f->started;
-	f->epoch_usec = f->in_flight.realtime;
-	n = answer_list(f, &f->joined, PMEM_AGENT_DURABLE, 0);
-	if (joinable)
+	for (unsigned int i = 0; i < ARRAY_SIZE(outcome->calls); i++)
+		outcome->calls[i] = each;
+	for (unsigned int i = 0; i < ARRAY_SIZE(outcome->descriptors); i++)
+		outcome->descriptors[i] = each;
+}
+
+static const struct flush_outcome_of *find_outcome(const struct flush_outcome_of *of, unsigned int n,
+						   enum pmem_agent_answer answer)
+{
+	for (unsigned int i = 0; i < n; i++)
+		if (of[i].answer == answer)
+			return &of[i];
+	return NULL;
+}
+
+/* The requests of the round in flight are told, each of its own. */
+static void tell(struct flush *f, const struct flush_outcome *outcome, uint64_t now)
+{
+	unsigned int n = 0;
+	struct waiter *w;
+
+	if (find_outcome(outcome->calls, f->plan.n_calls, PMEM_AGENT_DURABLE)) {
+		f->counters.confirmed++;
+		f->epoch = f->started;
+		f->epoch_usec = f->in_flight.realtime;
+	}
+	while ((w = TAILQ_FIRST(&f->joined))) {
+		const struct flush_member *m = &f->plan.members[w->member];
+		const struct flush_outcome_of *of = &outcome->calls[m->call];
+
+		if (of->answer == PMEM_AGENT_DURABLE && m->descriptor >= 0)
+			of = &outcome->descriptors[m->descriptor];
+		n += of->answer == PMEM_AGENT_DURABLE && joinable(w);
+		answer_waiter(f, &f->joined, w, of->answer, of->error);
+	}
+	if (n > 0)
 		gather(f, n, now);
 }
 
-void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error, enum flush_origin origin,
+void flush_done(struct flush *f, uint64_t round, const struct flush_outcome *outcome, enum flush_origin origin,
 		struct flush_time now)
 {
+	const struct flush_outcome_of *lost;
+
 	if (f->state == FLUSH_IDLE || f->adopted || round != f->started)
 		return;
 
@@ -351,14 +391,12 @@ void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, 
 	 * A region that was latched while the round was in flight has answered its waiters; whatever the round
 	 * returned after that proves nothing, so the epoch stays, acknowledged or not.
 	 */
-	if (answer == PMEM_AGENT_LOST)
-		flush_lose(f, error, origin, now.realtime);
-	else if (f->overtaken)
-		;
-	else if (answer == PMEM_AGENT_DURABLE)
-		confirm(f, now.monotonic);
-	else
-		answer_list(f, &f->joined, answer, error);
+	lost = find_outcome(outcome->calls, f->plan.n_calls, PMEM_AGENT_LOST)
+		   ?: find_outcome(outcome->descriptors, f->plan.n_descriptors, PMEM_AGENT_LOST);
+	if (lost)
+		flush_lose(f, lost->error, origin, now.realtime);
+	else if (!f->overtaken)
+		tell(f, outcome, now.monotonic);
 	land(f);
 }
 

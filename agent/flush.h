@@ -5,15 +5,20 @@
  * A pure state machine: events go in, actions come out of flush_next(), the clock is passed in. It makes no system
  * call and allocates nothing after flush_new(), so that it can be run through any schedule of events.
  *
- * The rule it keeps: a request is answered durable only by a round that started after the request arrived, for the
- * same target, and that the host confirmed. At most one round is in flight.
+ * The rule it keeps: a request is answered durable only by a round that started after the request arrived, by a call
+ * of it that makes the request's target durable and that the host confirmed, and if no error waited in the request's
+ * own descriptor. At most one round is in flight.
  *
- * How long one waits: for the rest of the round in flight, then for the rounds of the file and filesystem requests that
- * came before it (or, where region requests wait already, before the first of those, whose round it joins unless that
- * one leaves), then for its own. So a region request waits for two rounds where nobody asks for files. Before a round
- * for the region there may be a pause, so that those just answered can come back and share it: at most
- * FLUSH_GATHER_MAX_USEC and one FLUSH_GATHER_SHARE-th of such a round as it usually takes, counted from the end of the
- * last one. Who is alone never waits for others.
+ * A round takes all that waits when it begins, by as few calls as are sound (see plan.h), within bounds: so many calls,
+ * so many of them led by one uid, so many descriptors. Requests are taken oldest first. One that would need a call or
+ * a descriptor beyond a bound waits for the next round; those behind it that need none, or whose uid still may, do not.
+ * So one waits for the rest of the round in flight and for its own, unless the requests before it in the queue, or
+ * those of its uid among them, fill a round by themselves.
+ *
+ * Before a round there may be a pause, so that those just answered can come back and share it: at most
+ * FLUSH_GATHER_MAX_USEC and one FLUSH_GATHER_SHARE-th of a round as it usually takes, counted from the end of the last
+ * one. It is made for requests for the region and for files, which share calls, and ends when all are back. Who is
+ * alone never waits for others.
  */
 #pragma once
 
@@ -29,24 +34,30 @@ struct flush;
 #define FLUSH_GATHER_MAX_USEC 1000
 #define FLUSH_GATHER_SHARE    4
 
+#define FLUSH_ROUND_MAX_CALLS       16
+#define FLUSH_UID_MAX_CALLS         4
+#define FLUSH_ROUND_MAX_DESCRIPTORS 253 /* the kernel passes no more in one message */
+#define FLUSH_SYNCFS_FILES          4   /* from so many files on a syncfs costs less than their fsyncs */
+
 /* One moment, in microseconds: what is told to others, and what waits are measured by. */
 struct flush_time {
 	uint64_t realtime, monotonic;
 };
 
-/* What a round makes durable. A file for sync and for datasync are two targets. */
+/* What is to be durable, and the call that makes it so. */
 enum flush_scope {
-	FLUSH_REGION,
-	FLUSH_FILESYSTEM,
-	FLUSH_FILE,
-	FLUSH_FILE_DATA,
+	FLUSH_REGION,     /* by its own method */
+	FLUSH_FILESYSTEM, /* syncfs, and whatever it takes that the region is flushed */
+	FLUSH_FILE,       /* fsync */
+	FLUSH_FILE_DATA,  /* fdatasync */
 	N_FLUSH_SCOPES,
 };
 
 struct flush_target {
 	enum flush_scope scope;
 	uint64_t device; /* st_dev of the file or filesystem; 0 for the region */
-	uint64_t inode;  /* of the file; 0 else */
+	uint64_t inode;  /* of the file; 0 else: a block device flushed as a file is of no filesystem */
+	bool descriptor; /* there is one with the request: an error that waits in it is the request's */
 };
 
 /* Who asks, and for how long they wait. */
@@ -103,23 +114,63 @@ struct flush_counters {
 	uint64_t requests;              /* taken */
 	uint64_t rounds;                /* begun */
 	uint64_t confirmed;             /* of those */
-	uint64_t calls[N_FLUSH_SCOPES]; /* in them: a flush of the region, syncfs, fsync, fdatasync */
+	uint64_t calls[N_FLUSH_SCOPES]; /* in their plans, but for those that another serves */
 };
 
 enum flush_action_type {
-	FLUSH_ACT_START,  /* begin `round` for `target`, for the request `owner` and all that joined it */
+	FLUSH_ACT_START,  /* begin `round`: flush_get_plan() */
 	FLUSH_ACT_ANSWER, /* tell `owner` its answer; it is forgotten here */
 };
 
 struct flush_action {
 	enum flush_action_type type;
-	void *owner;
+	void *owner; /* FLUSH_ACT_ANSWER */
 	uint64_t round;
-	struct flush_target target;    /* FLUSH_ACT_START */
 	enum pmem_agent_answer answer; /* FLUSH_ACT_ANSWER */
 	int error;                     /* errno behind the answer, 0 if none */
 	uint64_t durable_usec;         /* with PMEM_AGENT_DURABLE: when the round began, CLOCK_REALTIME */
 };
+
+/* One of the calls of a round. They are made in their order. */
+struct flush_call {
+	enum flush_scope scope;
+	uint64_t device, inode; /* of the leader's target */
+	uid_t uid;              /* of the leader */
+	unsigned int leader;    /* the member by whose descriptor it is made; without one, by what its target names */
+	int served_by;          /* made only if that call was not confirmed, and as good as confirmed else; -1: made */
+};
+
+/* A request that takes part in a round. */
+struct flush_member {
+	void *owner;
+	enum flush_scope scope; /* that it asked for */
+	unsigned int call;
+	int descriptor; /* its place among the descriptors of the round; -1: it has none */
+	bool fetch;     /* an error that waits in its descriptor is fetched after the call, which doesn't */
+};
+
+/* At most FLUSH_ROUND_MAX_CALLS calls, and one for the region that another serves. */
+struct flush_plan {
+	unsigned int n_calls, n_members, n_descriptors;
+	struct flush_call calls[FLUSH_ROUND_MAX_CALLS + 1];
+	unsigned int descriptors[FLUSH_ROUND_MAX_DESCRIPTORS]; /* the members they came with */
+	struct flush_member *members;                          /* oldest first */
+};
+
+struct flush_outcome_of {
+	enum pmem_agent_answer answer;
+	int error; /* errno behind it, 0 if none */
+};
+
+/* How a round ended, by the numbers of its plan. A call that was not made confirms nothing. */
+struct flush_outcome {
+	struct flush_outcome_of calls[FLUSH_ROUND_MAX_CALLS + 1];
+	/* PMEM_AGENT_DURABLE: no error waited in it, or there was none to fetch */
+	struct flush_outcome_of descriptors[FLUSH_ROUND_MAX_DESCRIPTORS];
+};
+
+/* One outcome for all. */
+void flush_outcome_set(struct flush_outcome *outcome, enum pmem_agent_answer answer, int error);
 
 /*
  * `depth`: requests that may wait at a time; `quota`: those of one uid among them. Rounds are numbered from
@@ -144,15 +195,19 @@ void flush_forget(struct flush *f, void *owner);
  */
 bool flush_next(struct flush *f, struct flush_time now, struct flush_action *ret);
 
+/* Of the newest round begun. Its owners are to be relied on only until the next call of another function. */
+const struct flush_plan *flush_get_plan(const struct flush *f);
+
 /* When flush_next() will have something to do though nothing else happens, CLOCK_MONOTONIC; UINT64_MAX: never. */
 uint64_t flush_get_wakeup(const struct flush *f);
 
 /*
- * The round in flight has ended. `answer`: PMEM_AGENT_DURABLE confirms it; PMEM_AGENT_LOST latches the region and
- * answers every waiter, those that came after the start included; any other is the answer of this round's own
- * requests alone. A round that is not the one in flight is ignored.
+ * The round in flight has ended. PMEM_AGENT_LOST of any call or descriptor latches the region and answers every waiter,
+ * those that came after the start included. Else each member gets its call's answer, and where that is
+ * PMEM_AGENT_DURABLE its own descriptor's; one call confirmed confirms the round. A round that is not the one in flight
+ * is ignored.
  */
-void flush_done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error, enum flush_origin origin,
+void flush_done(struct flush *f, uint64_t round, const struct flush_outcome *outcome, enum flush_origin origin,
 		struct flush_time now);
 
 /*

@@ -35,9 +35,10 @@ struct manager_region {
 	sd_event_source *stall_source;
 	sd_event_source *wakeup_source; /* when `flush` has something to do by itself */
 
-	struct target target;          /* of the round in flight */
-	struct target last_target;     /* of the last round confirmed */
-	char detail[MOUNT_DETAIL_MAX]; /* why the last round was not confirmed */
+	struct worker_round round;     /* the newest begun */
+	struct worker_result result;   /* of the newest ended */
+	struct target last_target;     /* of the widest call confirmed in the last round that was */
+	char detail[MOUNT_DETAIL_MAX]; /* why nothing can be said, where no call of a round tells */
 	bool hit;                      /* by an entry of the witness, in the reading at hand */
 	uint64_t published_loss;       /* number of the newest loss that was told */
 	struct request *stop_request;  /* the last flush, while the manager is stopping */
@@ -93,7 +94,8 @@ struct manager {
 struct part {
 	struct request *request;
 	struct manager_region *region;
-	bool begun; /* its round has started */
+	bool begun;        /* its round has started */
+	unsigned int call; /* of that round */
 	bool answered;
 };
 
@@ -144,6 +146,9 @@ void round_describe_loss(const struct manager_region *mr, char detail[static MOU
 /* Tells a loss that has not been told yet. */
 void round_publish_loss(struct manager_region *mr);
 
+/* Why the part's round has not made it durable, "" if there is nothing to add. */
+const char *round_get_detail(const struct manager_region *mr, const struct part *part);
+
 /* There may be something to start or to answer: from the loop, not from within the call. */
 void round_kick(struct manager_region *mr);
 
@@ -174,5 +179,5 @@ void watch_resume(struct manager *m);
 /* ---- request.c ---- */
 
 /* The round of this part has been handed to the worker: the descriptor may go when all have. */
-void request_part_begun(struct part *part);
+void request_part_begun(struct part *part, unsigned int call);
 void request_part_answered(struct part *part, const struct flush_action *action);

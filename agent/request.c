@@ -168,6 +168,7 @@ static int refuse(struct request *r, int answer)
 /* All parts queue up, or none does. */
 static int submit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
 {
+	r->target.flush.descriptor = r->fd >= 0;
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		struct manager_region *mr = r->parts[i].region;
 		int answer = flush_arrive(mr->flush, &r->target.flush, caller, &r->parts[i]);
@@ -327,11 +328,12 @@ void request_cancel(struct request *r)
 	request_free(r);
 }
 
-void request_part_begun(struct part *part)
+void request_part_begun(struct part *part, unsigned int call)
 {
 	struct request *r = part->request;
 
 	part->begun = true;
+	part->call = call;
 	for (unsigned int i = 0; i < r->n_parts; i++)
 		if (!r->parts[i].begun)
 			return;
@@ -339,16 +341,18 @@ void request_part_begun(struct part *part)
 	r->fd = safe_close(r->fd);
 }
 
-static void describe_answer(const struct manager_region *mr, enum pmem_agent_answer answer,
+static void describe_answer(const struct part *part, enum pmem_agent_answer answer,
 			    char detail[static MOUNT_DETAIL_MAX])
 {
+	const struct manager_region *mr = part->region;
+
 	if (answer == PMEM_AGENT_LOST || answer == PMEM_AGENT_GONE)
 		describe_refusal(mr, (int)answer, detail);
 	else if (answer == PMEM_AGENT_TIMEOUT)
 		snprintf(detail, MOUNT_DETAIL_MAX, "the host has not confirmed the flush of %s by your deadline",
 			 mr->region->name);
 	else
-		snprintf(detail, MOUNT_DETAIL_MAX, "%s", mr->detail);
+		snprintf(detail, MOUNT_DETAIL_MAX, "%s", round_get_detail(mr, part));
 }
 
 void request_part_answered(struct part *part, const struct flush_action *action)
@@ -386,7 +390,7 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 		/* An emulated region is never one of several. */
 		result->basis = manager_region_get_basis(r->parts[0].region);
 	else
-		describe_answer(part->region, result->answer, result->detail);
+		describe_answer(part, result->answer, result->detail);
 	withdraw(r);
 	count_answer(r, result->answer);
 	r->done(result, r->userdata);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
-#include "answer.h"
+#include "layers.h"
 #include "log.h"
 #include "manager-private.h"
 
@@ -77,40 +77,79 @@ void round_lose(struct manager_region *mr, int error, enum flush_origin origin)
 	round_publish_loss(mr);
 }
 
-/* One call failed for all leaves of the target, and which of them it was is not told. */
-static void lose_peers(struct manager_region *mr, int error)
+/* The errno of what was lost by a call; 0: nothing. */
+static int find_loss(const struct manager_region *mr, unsigned int call)
 {
-	if (mr->target.flush.scope == FLUSH_REGION)
-		return; /* that call was for this region alone */
-	for (unsigned int i = 0; i < mr->target.n_leaves; i++) {
+	const struct flush_outcome *o = &mr->result.outcome;
+
+	if (o->calls[call].answer == PMEM_AGENT_LOST)
+		return o->calls[call].error;
+	for (unsigned int i = 0; i < mr->round.n_descriptors; i++)
+		if (mr->round.descriptors[i].call == call && o->descriptors[i].answer == PMEM_AGENT_LOST)
+			return o->descriptors[i].error;
+	return 0;
+}
+
+/* A call fails for all leaves of its target, and which of them it was is not told. */
+static void lose_peers(struct manager_region *mr, const struct target *target, int error)
+{
+	for (unsigned int i = 0; i < target->n_leaves; i++) {
 		struct manager_region *peer =
-		    manager_find_device(mr->manager, mr->target.leaves[i].devnum, mr->target.leaves[i].character);
+		    manager_find_device(mr->manager, target->leaves[i].devnum, target->leaves[i].character);
 
 		if (peer && peer != mr)
 			round_lose(peer, error, FLUSH_ORIGIN_PEER);
 	}
 }
 
+/* Whether the round has lost anything. */
+static bool spread_loss(struct manager_region *mr)
+{
+	bool lost = false;
+
+	for (unsigned int i = 0; i < mr->round.n_calls; i++) {
+		const struct worker_call *c = &mr->round.calls[i];
+		int error = find_loss(mr, i);
+
+		lost |= error != 0;
+		if (error != 0 && c->scope != FLUSH_REGION) /* that call was for this region alone */
+			lose_peers(mr, &mr->round.targets[c->target], error);
+	}
+	return lost;
+}
+
 /* ---- a round ends ---- */
 
-static void end_round(struct manager_region *mr, const struct worker_result *result, enum flush_origin origin)
+/* Of the calls that were confirmed, the one that says most. -1: none was. */
+static int find_widest(const struct manager_region *mr)
+{
+	static const unsigned char width[N_FLUSH_SCOPES] = { [FLUSH_FILESYSTEM] = 2, [FLUSH_REGION] = 1 };
+	int widest = -1;
+
+	for (unsigned int i = 0; i < mr->round.n_calls; i++)
+		if (mr->result.outcome.calls[i].answer == PMEM_AGENT_DURABLE &&
+		    (widest < 0 || width[mr->round.calls[i].scope] > width[mr->round.calls[widest].scope]))
+			widest = (int)i;
+	return widest;
+}
+
+/* What `mr->result` says. */
+static void end_round(struct manager_region *mr, enum flush_origin origin)
 {
 	struct manager *m = mr->manager;
 	struct flush_status before, after;
+	int widest = find_widest(mr);
 
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
 	status_of(mr, &before);
-	memcpy(mr->detail, result->detail, sizeof(mr->detail));
 
 	/* Confirmed, unless somebody took an error meanwhile. */
-	if (result->answer == PMEM_AGENT_DURABLE)
+	if (widest >= 0)
 		watch_read(m, NULL);
-	flush_done(mr->flush, result->round, result->answer, result->error, origin, now());
+	flush_done(mr->flush, mr->result.round, &mr->result.outcome, origin, now());
 	round_publish_loss(mr);
-	if (result->answer == PMEM_AGENT_LOST) {
-		lose_peers(mr, result->error);
+	if (spread_loss(mr))
 		watch_read(m, mr);
-	}
 	watch_resume(m);
 
 	status_of(mr, &after);
@@ -123,7 +162,8 @@ static void end_round(struct manager_region *mr, const struct worker_result *res
 		manager_notify(m, MANAGER_RECOVERED, mr);
 	}
 	if (after.epoch != before.epoch) {
-		mr->last_target = mr->target;
+		mr->last_target = mr->round.targets[mr->round.calls[widest].target];
+		mr->last_target.flush.scope = mr->round.calls[widest].scope;
 		__atomic_store_n(&mr->page->agent.epoch, after.epoch, __ATOMIC_RELEASE);
 	}
 	manager_notify(m, after.epoch != before.epoch ? MANAGER_DURABLE : MANAGER_ROUND, mr);
@@ -142,39 +182,38 @@ static void end_worker(struct manager_region *mr)
 {
 	const struct pmem_agent_page *page = mr->page;
 	enum flush_origin origin = FLUSH_ORIGIN_ROUND;
-	struct worker_result result = {};
+	enum pmem_agent_answer answer = PMEM_AGENT_DURABLE;
 	struct flush_status status;
+	int error = 0;
 
 	release_worker(mr);
 	status_of(mr, &status);
 	if (!flush_status_in_flight(&status))
 		return;
 
-	result.round = status.started;
-	result.answer = PMEM_AGENT_DURABLE;
 	if (page->worker.done != status.started) {
-		result.answer = PMEM_AGENT_LOST;
-		result.error = EIO;
+		answer = PMEM_AGENT_LOST;
+		error = EIO;
 		origin = FLUSH_ORIGIN_WORKER;
 	} else if (page->worker.failed == status.started) {
-		result.answer = PMEM_AGENT_LOST;
-		result.error = page->worker.error;
+		answer = PMEM_AGENT_LOST;
+		error = page->worker.error;
 	} else if (page->worker.durable != status.started) {
-		result.answer = PMEM_AGENT_UNKNOWN;
-		snprintf(result.detail, sizeof(result.detail), "the worker of %s died before it told why",
-			 mr->region->name);
+		answer = PMEM_AGENT_UNKNOWN;
+		snprintf(mr->detail, sizeof(mr->detail), "the worker of %s died before it told why", mr->region->name);
 	}
-	end_round(mr, &result, origin);
+	mr->result = (struct worker_result){ .round = status.started };
+	flush_outcome_set(&mr->result.outcome, answer, error);
+	end_round(mr, origin);
 }
 
 static int on_worker(sd_event_source *source, int fd, uint32_t events, void *userdata)
 {
 	struct manager_region *mr = userdata;
-	struct worker_result result;
-	int r = worker_collect(mr->worker, &result);
+	int r = worker_collect(mr->worker, &mr->result);
 
 	if (r == 0)
-		end_round(mr, &result, FLUSH_ORIGIN_ROUND);
+		end_round(mr, FLUSH_ORIGIN_ROUND);
 	else if (r == -EPIPE)
 		end_worker(mr);
 	return 0;
@@ -200,20 +239,19 @@ static int ensure_worker(struct manager_region *mr)
 	return 0;
 }
 
-static void plan_region(const struct region *region, struct worker_round *ret)
+static void set_region(const struct region *region, struct worker_node *ret)
 {
+	*ret = (struct worker_node){};
 	switch (region->method) {
 	case REGION_METHOD_BLOCK:
-		ret->call = WORKER_NODE;
 		snprintf(ret->path, sizeof(ret->path), "/dev/%s", region->flush_namespace->device);
 		ret->device = region->flush_namespace->devnum;
 		break;
 	case REGION_METHOD_DEEP_FLUSH:
-		ret->call = WORKER_DEEP_FLUSH;
+		ret->attribute = true;
 		snprintf(ret->path, sizeof(ret->path), "%s/deep_flush", region->syspath);
 		break;
 	case REGION_METHOD_FILE:
-		ret->call = WORKER_NODE;
 		snprintf(ret->path, sizeof(ret->path), "%s", region->emulate);
 		ret->device = region->emulate_device;
 		ret->inode = region->emulate_inode;
@@ -226,61 +264,102 @@ static void plan_region(const struct region *region, struct worker_round *ret)
 	}
 }
 
-static void plan(const struct region *region, const struct target *target, bool have_fd, struct worker_round *ret)
+/* Whether mount_check() says the same of both, and both can be opened by the same name. */
+static bool is_checked_as(const struct target *a, const struct target *b)
 {
-	struct worker_round then = {};
+	return a->device == b->device && (a->flush.scope == FLUSH_REGION) == (b->flush.scope == FLUSH_REGION) &&
+	       strcmp(a->source, b->source) == 0 && strcmp(a->fstype, b->fstype) == 0 &&
+	       layers_equal(a->leaves, a->n_leaves, b->leaves, b->n_leaves);
+}
 
-	switch (target->flush.scope) {
-	case FLUSH_FILE:
-		ret->call = WORKER_FSYNC;
-		break;
-	case FLUSH_FILE_DATA:
-		ret->call = WORKER_FDATASYNC;
-		break;
-	case FLUSH_FILESYSTEM:
-		ret->call = WORKER_SYNCFS;
-		if (!have_fd) {
-			snprintf(ret->path, sizeof(ret->path), "%s", target->source);
-			ret->device = target->device;
-		}
-		if (!target->syncfs_is_enough) {
-			plan_region(region, &then);
-			ret->then = then.call;
-			memcpy(ret->then_path, then.path, sizeof(ret->then_path));
-			ret->then_device = then.device;
-		}
-		break;
-	case FLUSH_REGION:
-	case N_FLUSH_SCOPES:
-		plan_region(region, ret);
-		break;
+static unsigned int set_target(struct worker_round *round, const struct target *target)
+{
+	for (unsigned int i = 0; i < round->n_targets; i++)
+		if (is_checked_as(&round->targets[i], target))
+			return i;
+	round->targets[round->n_targets] = *target;
+	return round->n_targets++;
+}
+
+static const struct part *part_of(const struct flush_plan *p, unsigned int member)
+{
+	return p->members[member].owner;
+}
+
+static void set_call(struct worker_round *round, const struct flush_plan *p, unsigned int call)
+{
+	const struct flush_call *from = &p->calls[call];
+	const struct target *target = &part_of(p, from->leader)->request->target;
+
+	round->calls[call] = (struct worker_call){
+		.scope = from->scope,
+		.descriptor = from->scope == FLUSH_REGION ? -1 : p->members[from->leader].descriptor,
+		.served_by = from->served_by,
+		.then_region = from->scope == FLUSH_FILESYSTEM && !target->syncfs_is_enough,
+		.target = set_target(round, target),
+	};
+	/* Of several devices syncfs flushes only those that it has to. */
+	if (from->served_by >= 0) {
+		struct worker_call *by = &round->calls[from->served_by];
+
+		by->then_region |= round->targets[by->target].n_leaves != 1;
 	}
 }
 
-static void begin_round(struct manager_region *mr, const struct flush_action *action)
+/* `ret_fds`: the descriptors of the plan's members, still theirs. */
+static void set_round(struct manager_region *mr, uint64_t number, int ret_fds[static WORKER_MAX_DESCRIPTORS])
 {
-	struct part *part = action->owner;
-	struct worker_round round = { .round = action->round, .target = part->request->target };
-	int fd = part->request->fd, r;
+	const struct flush_plan *p = flush_get_plan(mr->flush);
+	struct worker_round *round = &mr->round;
 
-	mr->target = round.target;
-	mr->detail[0] = '\0';
-	r = ensure_worker(mr);
-	if (r == 0) {
-		plan(mr->region, &mr->target, fd >= 0, &round);
-		r = worker_begin(mr->worker, &round, fd);
+	round->round = number;
+	set_region(mr->region, &round->region);
+	round->n_calls = p->n_calls;
+	round->n_descriptors = p->n_descriptors;
+	round->n_targets = 0;
+	for (unsigned int i = 0; i < p->n_calls; i++) {
+		set_call(round, p, i);
+		mr->stats.calls[p->calls[i].scope] += p->calls[i].served_by < 0;
 	}
+	for (unsigned int i = 0; i < p->n_descriptors; i++) {
+		const struct flush_member *m = &p->members[p->descriptors[i]];
+
+		round->descriptors[i] = (struct worker_descriptor){ .call = m->call, .fetch = m->fetch };
+		ret_fds[i] = part_of(p, p->descriptors[i])->request->fd;
+	}
+}
+
+static void begin_round(struct manager_region *mr, uint64_t number)
+{
+	const struct flush_plan *p = flush_get_plan(mr->flush);
+	struct flush_outcome outcome;
+	int fds[WORKER_MAX_DESCRIPTORS], r;
+
+	mr->detail[0] = '\0';
+	set_round(mr, number, fds);
+	r = ensure_worker(mr);
+	if (r == 0)
+		r = worker_begin(mr->worker, &mr->round, fds);
 	if (r < 0) {
 		snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s", mr->region->name,
 			 strerrordesc_np(-r));
-		flush_done(mr->flush, action->round, PMEM_AGENT_UNKNOWN, -r, FLUSH_ORIGIN_NONE, now());
+		flush_outcome_set(&outcome, PMEM_AGENT_UNKNOWN, -r);
+		flush_done(mr->flush, number, &outcome, FLUSH_ORIGIN_NONE, now());
 		return;
 	}
 
-	request_part_begun(part);
+	for (unsigned int i = 0; i < p->n_members; i++)
+		request_part_begun(p->members[i].owner, p->members[i].call);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);
+}
+
+const char *round_get_detail(const struct manager_region *mr, const struct part *part)
+{
+	const char *detail = part->begun ? mr->result.details[part->call] : "";
+
+	return detail[0] ? detail : mr->detail;
 }
 
 static int on_stall(sd_event_source *source, uint64_t usec, void *userdata)
@@ -318,8 +397,7 @@ static int on_run(sd_event_source *source, void *userdata)
 		switch (action.type) {
 		case FLUSH_ACT_START:
 			stats_round_began(&mr->stats, now().monotonic);
-			mr->stats.calls[action.target.scope]++;
-			begin_round(mr, &action);
+			begin_round(mr, action.round);
 			/* It may have come to nothing. */
 			status_of(mr, &status);
 			if (!flush_status_in_flight(&status))

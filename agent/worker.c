@@ -205,83 +205,202 @@ static int open_node(const char *path, uint64_t device, uint64_t inode)
 	return r;
 }
 
-static int call_on(enum worker_call call, int fd)
+/* A round at work. */
+struct work {
+	struct worker_round *round;
+	struct mount_cache *mounts;
+	int fds[WORKER_MAX_DESCRIPTORS];
+	unsigned int n_fds;
+	int checked[WORKER_MAX_CALLS]; /* what mount_check() says of each target, and why */
+	char why[WORKER_MAX_CALLS][MOUNT_DETAIL_MAX];
+	bool served[WORKER_MAX_CALLS]; /* by another call */
+	struct worker_result result;
+};
+
+static int make_call(enum flush_scope scope, const struct worker_node *region, int fd)
 {
-	switch (call) {
-	case WORKER_FSYNC:
-	case WORKER_NODE:
-		return fsync(fd) < 0 ? errno : 0;
-	case WORKER_FDATASYNC:
-		return fdatasync(fd) < 0 ? errno : 0;
-	case WORKER_SYNCFS:
+	switch (scope) {
+	case FLUSH_REGION:
+		return (region->attribute ? write(fd, "1\n", 2) : fsync(fd)) < 0 ? errno : 0;
+	case FLUSH_FILESYSTEM:
 		return syncfs(fd) < 0 ? errno : 0;
-	case WORKER_DEEP_FLUSH:
-		return write(fd, "1\n", 2) < 0 ? errno : 0;
-	case N_WORKER_CALLS:
+	case FLUSH_FILE:
+		return fsync(fd) < 0 ? errno : 0;
+	case FLUSH_FILE_DATA:
+		return fdatasync(fd) < 0 ? errno : 0;
+	case N_FLUSH_SCOPES:
 		break;
 	}
 	return EINVAL;
 }
 
-static int open_for(enum worker_call call, const char *path, uint64_t device, uint64_t inode)
+static int open_region(const struct worker_node *region)
 {
-	return call == WORKER_DEEP_FLUSH ? open_attribute(path) : open_node(path, device, inode);
+	return region->attribute ? open_attribute(region->path)
+				 : open_node(region->path, region->device, region->inode);
 }
 
 /* No flush of which anything is known: `r` is the answer, or a negative errno of what could not be done. */
-static void refuse(const struct worker_round *round, struct worker_result *ret, int r, const char *what)
+static void refuse(struct work *w, unsigned int call, int r, const char *what)
 {
-	ret->answer = r > 0 ? (enum pmem_agent_answer)r : PMEM_AGENT_UNKNOWN;
-	ret->error = r < 0 ? -r : 0;
+	const struct target *target = &w->round->targets[w->round->calls[call].target];
+
+	w->result.outcome.calls[call] = (struct flush_outcome_of){
+		.answer = r > 0 ? (enum pmem_agent_answer)r : PMEM_AGENT_UNKNOWN,
+		.error = r < 0 ? -r : 0,
+	};
 	if (r < 0)
-		snprintf(ret->detail, sizeof(ret->detail), "%.120s could not be %s for the flush: %s",
-			 round->target.source, what, strerrordesc_np(-r));
+		snprintf(w->result.details[call], sizeof(w->result.details[call]),
+			 "%.120s could not be %s for the flush: %s", target->source, what, strerrordesc_np(-r));
 }
 
-static void make_round(struct mount_cache *mounts, const struct worker_round *round, int passed,
-		       struct worker_result *ret)
+static struct flush_outcome_of outcome_of(int error)
 {
+	return (struct flush_outcome_of){
+		.answer = error ? answer_from_flush_errno(error) : PMEM_AGENT_DURABLE,
+		.error = error,
+	};
+}
+
+static void run_call(struct work *w, unsigned int call)
+{
+	const struct worker_call *c = &w->round->calls[call];
+	const struct target *target = &w->round->targets[c->target];
+	const struct flush_outcome_of *by = c->served_by >= 0 ? &w->result.outcome.calls[c->served_by] : NULL;
 	_cleanup_close_ int opened = -1, then = -1;
-	int fd = passed, r;
+	int fd, error;
 
-	*ret = (struct worker_result){ .round = round->round };
-	r = mount_cache_check(mounts, &round->target, ret->detail);
-	if (r != 0)
-		return refuse(round, ret, r, "examined");
-
-	if (round->path[0]) {
-		fd = opened = open_for(round->call, round->path, round->device, round->inode);
-		if (fd < 0)
-			return refuse(round, ret, fd, "opened");
+	if (w->checked[c->target] != 0) {
+		memcpy(w->result.details[call], w->why[c->target], sizeof(w->why[c->target]));
+		return refuse(w, call, w->checked[c->target], "examined");
 	}
-	if (round->then_path[0]) {
-		then = open_for(round->then, round->then_path, round->then_device, 0);
-		if (then < 0)
-			return refuse(round, ret, then, "opened");
-	}
-
-	ret->error = call_on(round->call, fd);
-	if (ret->error == 0 && then >= 0)
-		ret->error = call_on(round->then, then);
-	if (ret->error != 0) {
-		ret->answer = answer_from_flush_errno(ret->error);
+	w->served[call] = by && by->answer == PMEM_AGENT_DURABLE;
+	if (w->served[call]) {
+		w->result.outcome.calls[call] = *by;
 		return;
 	}
 
-	/* Confirmed, unless what lies between has been changed meanwhile: then it may have confirmed nothing. */
-	r = mount_cache_check(mounts, &round->target, ret->detail);
-	if (r != 0)
-		refuse(round, ret, r < 0 ? r : PMEM_AGENT_UNKNOWN, "examined again");
+	if (c->scope == FLUSH_REGION)
+		fd = opened = open_region(&w->round->region);
+	else if (c->descriptor < 0)
+		fd = opened = open_node(target->source, target->device, 0);
+	else
+		fd = w->fds[c->descriptor];
+	if (fd < 0)
+		return refuse(w, call, fd, "opened");
+	if (c->then_region) {
+		then = open_region(&w->round->region);
+		if (then < 0)
+			return refuse(w, call, then, "opened");
+	}
+
+	error = make_call(c->scope, &w->round->region, fd);
+	if (error == 0 && c->then_region)
+		error = make_call(FLUSH_REGION, &w->round->region, then);
+	w->result.outcome.calls[call] = outcome_of(error);
 }
 
-/* 1, or 0 when the agent is gone. */
-static int receive(int sock, struct worker_round *ret, int *ret_fd)
+/*
+ * An error waits in each open file description until that fetches it: this does, and sends no flush. What can't have
+ * any, such as device-dax, says ESPIPE.
+ */
+static int fetch_error(int fd)
 {
-	union {
-		struct cmsghdr header;
-		char buffer[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = ret, .iov_len = sizeof(*ret) };
+	if (sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE) == 0 || errno == ESPIPE)
+		return 0;
+	return errno;
+}
+
+/* Also after a call that failed: who asks again is not to get the same error a second time. */
+static bool fetch_errors(struct work *w, unsigned int call)
+{
+	bool lost = false;
+
+	for (unsigned int i = 0; i < w->round->n_descriptors; i++) {
+		const struct worker_descriptor *d = &w->round->descriptors[i];
+
+		if (d->call != call)
+			continue;
+		w->result.outcome.descriptors[i] = outcome_of(d->fetch ? fetch_error(w->fds[i]) : 0);
+		lost |= w->result.outcome.descriptors[i].answer == PMEM_AGENT_LOST;
+	}
+	return lost;
+}
+
+static void check_targets(struct work *w)
+{
+	for (unsigned int i = 0; i < w->round->n_targets; i++) {
+		w->why[i][0] = '\0';
+		w->checked[i] = mount_cache_check(w->mounts, &w->round->targets[i], w->why[i]);
+	}
+}
+
+/* Confirmed, unless what lies between has been changed meanwhile: then it may have confirmed nothing. */
+static void check_again(struct work *w)
+{
+	struct flush_outcome_of *calls = w->result.outcome.calls;
+
+	check_targets(w);
+	for (unsigned int i = 0; i < w->round->n_calls; i++) {
+		const struct worker_call *c = &w->round->calls[i];
+		int r = w->checked[c->target];
+
+		if (calls[i].answer != PMEM_AGENT_DURABLE)
+			continue;
+		if (r != 0) {
+			memcpy(w->result.details[i], w->why[c->target], sizeof(w->why[c->target]));
+			refuse(w, i, r < 0 ? r : PMEM_AGENT_UNKNOWN, "examined again");
+		} else if (w->served[i] && calls[c->served_by].answer != PMEM_AGENT_DURABLE) {
+			calls[i] = calls[c->served_by];
+			memcpy(w->result.details[i], w->result.details[c->served_by], sizeof(w->result.details[i]));
+		}
+	}
+}
+
+static void make_round(struct work *w)
+{
+	w->result = (struct worker_result){ .round = w->round->round };
+	flush_outcome_set(&w->result.outcome, PMEM_AGENT_UNKNOWN, 0);
+	if (w->n_fds != w->round->n_descriptors)
+		return; /* the kernel has kept some back */
+	check_targets(w);
+	for (unsigned int i = 0; i < w->round->n_calls; i++) {
+		run_call(w, i);
+		if (w->result.outcome.calls[i].answer == PMEM_AGENT_LOST || fetch_errors(w, i))
+			return;
+	}
+	check_again(w);
+}
+
+/* Whether all are durable; `ret_lost` is the errno of the first that was lost. */
+static bool sum_up(const struct flush_outcome_of *of, unsigned int n, int *ret_lost)
+{
+	bool durable = true;
+
+	for (unsigned int i = 0; i < n; i++) {
+		durable &= of[i].answer == PMEM_AGENT_DURABLE;
+		if (of[i].answer == PMEM_AGENT_LOST && *ret_lost == 0)
+			*ret_lost = of[i].error;
+	}
+	return durable;
+}
+
+/* What is passed on of a round. */
+static size_t round_size(const struct worker_round *round)
+{
+	return offsetof(struct worker_round, targets) + round->n_targets * sizeof(round->targets[0]);
+}
+
+union control {
+	struct cmsghdr header;
+	char buffer[CMSG_SPACE(WORKER_MAX_DESCRIPTORS * sizeof(int))];
+};
+
+/* 1, or 0 when the agent is gone. */
+static int receive(int sock, struct work *w)
+{
+	union control control;
+	struct iovec iov = { .iov_base = w->round, .iov_len = sizeof(*w->round) };
 	struct msghdr m = {
 		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
 	};
@@ -290,44 +409,53 @@ static int receive(int sock, struct worker_round *ret, int *ret_fd)
 	do
 		n = recvmsg(sock, &m, MSG_CMSG_CLOEXEC);
 	while (n < 0 && errno == EINTR);
-	if (n != sizeof(*ret))
+	if (n < (ssize_t)offsetof(struct worker_round, targets) || (size_t)n != round_size(w->round))
 		return 0;
 
-	*ret_fd = -1;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-			memcpy(ret_fd, CMSG_DATA(c), sizeof(int));
+	w->n_fds = 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		w->n_fds = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(w->fds, CMSG_DATA(c), w->n_fds * sizeof(int));
+	}
 	return 1;
 }
 
 /*
- * The page is written before the system call and again before anybody is told, so that whoever outlives this process
- * or its agent knows at least as much as they told.
+ * The page is written before the first system call and again before anybody is told, so that whoever outlives this
+ * process or its agent knows at least as much as they told.
  */
 static void work(int sock, void *userdata)
 {
-	_cleanup_(mount_cache_freep) struct mount_cache *mounts = mount_cache_new();
 	struct pmem_agent_page *page = userdata;
-	struct worker_round round;
-	struct worker_result result;
-	int fd;
+	static struct worker_round round;
+	static struct work w = { .round = &round };
+	_cleanup_(mount_cache_freep) struct mount_cache *mounts = mount_cache_new();
 
-	while (receive(sock, &round, &fd)) {
+	w.mounts = mounts;
+	while (receive(sock, &w)) {
+		const struct flush_outcome *o = &w.result.outcome;
+		bool durable;
+		int lost = 0;
+
 		store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
-		store(page->worker.started, round.round);
+		store(page->worker.started, w.round->round);
 
-		make_round(mounts, &round, fd, &result);
+		make_round(&w);
 
-		if (result.answer == PMEM_AGENT_DURABLE) {
-			store(page->worker.durable, round.round);
-		} else if (result.answer == PMEM_AGENT_LOST) {
-			store(page->worker.error, result.error);
-			store(page->worker.failed, round.round);
+		durable = sum_up(o->calls, w.round->n_calls, &lost) & sum_up(o->descriptors, w.n_fds, &lost);
+		if (durable) {
+			store(page->worker.durable, w.round->round);
+		} else if (lost != 0) {
+			store(page->worker.error, lost);
+			store(page->worker.failed, w.round->round);
 		}
-		store(page->worker.done, round.round);
+		store(page->worker.done, w.round->round);
 
-		safe_close(fd);
-		send(sock, &result, sizeof(result), MSG_NOSIGNAL);
+		for (unsigned int i = 0; i < w.n_fds; i++)
+			safe_close(w.fds[i]);
+		send(sock, &w.result, sizeof(w.result), MSG_NOSIGNAL);
 	}
 }
 
@@ -380,24 +508,22 @@ pid_t worker_get_pid(const struct worker *w)
 	return w->pid;
 }
 
-int worker_begin(struct worker *w, const struct worker_round *round, int fd)
+int worker_begin(struct worker *w, const struct worker_round *round, const int *fds)
 {
-	union {
-		struct cmsghdr header;
-		char buffer[CMSG_SPACE(sizeof(int))];
-	} control = {};
-	struct iovec iov = { .iov_base = (void *)round, .iov_len = sizeof(*round) };
+	size_t size = round->n_descriptors * sizeof(int);
+	union control control = {};
+	struct iovec iov = { .iov_base = (void *)round, .iov_len = round_size(round) };
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
 
-	if (fd >= 0) {
+	if (size > 0) {
 		m.msg_control = &control;
-		m.msg_controllen = sizeof(control);
+		m.msg_controllen = CMSG_SPACE(size);
 		control.header = (struct cmsghdr){
 			.cmsg_level = SOL_SOCKET,
 			.cmsg_type = SCM_RIGHTS,
-			.cmsg_len = CMSG_LEN(sizeof(int)),
+			.cmsg_len = CMSG_LEN(size),
 		};
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof(int));
+		memcpy(CMSG_DATA(&control.header), fds, size);
 	}
 	return sendmsg(w->socket, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }

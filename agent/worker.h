@@ -2,8 +2,9 @@
 /*
  * worker: the child process of a region that makes the calls which can hang, and the region's page
  *
- * A worker makes one round at a time, holds no descriptor of anybody's between rounds, and ends when its agent does:
- * at once if it is idle, else when its system call returns, and not before it has written the outcome into the page.
+ * A worker makes one round at a time, its calls one after the other; after one that was lost it makes no more. It holds
+ * no descriptor of anybody's between rounds, and ends when its agent does: at once if it is idle, else when its round
+ * has ended, and not before it has written the outcome into the page.
  */
 #pragma once
 
@@ -18,32 +19,44 @@
 
 struct worker;
 
-enum worker_call {
-	WORKER_FSYNC,      /* of the descriptor */
-	WORKER_FDATASYNC,  /* of the descriptor */
-	WORKER_SYNCFS,     /* of the descriptor, else of `path` */
-	WORKER_NODE,       /* fsync of `path`: a block device, or the file of an emulated region */
-	WORKER_DEEP_FLUSH, /* "1" written to `path` */
-	N_WORKER_CALLS,
+#define WORKER_MAX_CALLS       (FLUSH_ROUND_MAX_CALLS + 1)
+#define WORKER_MAX_DESCRIPTORS FLUSH_ROUND_MAX_DESCRIPTORS
+
+/* How the region itself is flushed. */
+struct worker_node {
+	bool attribute;  /* "1" is written to `path`; else it is a block device or a file, for fsync */
+	char path[288];  /* opened for the round */
+	uint64_t device; /* what `path` must be, unless an attribute: st_rdev of a device, st_dev of a file */
+	uint64_t inode;  /* st_ino of a file; 0: not checked */
+};
+
+/* See flush.h; calls and descriptors have the same numbers here as there. */
+struct worker_call {
+	enum flush_scope scope;
+	int descriptor;      /* -1: the region's node; for a filesystem, the mount point that its target names */
+	int served_by;       /* -1: made in any case */
+	bool then_region;    /* the region is flushed after it, as a syncfs may have sent no flush */
+	unsigned int target; /* mount_check()ed before and after the calls */
+};
+
+struct worker_descriptor {
+	unsigned int call;
+	bool fetch;
 };
 
 struct worker_round {
 	uint64_t round;
-	enum worker_call call;
-	char path[288];        /* opened for the round; "": the descriptor that came with it */
-	uint64_t device;       /* what `path` must be: st_rdev of a device, st_dev of a file or directory */
-	uint64_t inode;        /* st_ino of a file; 0: not checked */
-	enum worker_call then; /* _NODE or _DEEP_FLUSH, after a syncfs that may have sent no flush */
-	char then_path[288];   /* "" for none */
-	uint64_t then_device;  /* as `device` */
-	struct target target;  /* mount_check()ed before and after */
+	struct worker_node region;
+	unsigned int n_calls, n_descriptors, n_targets;
+	struct worker_call calls[WORKER_MAX_CALLS];
+	struct worker_descriptor descriptors[WORKER_MAX_DESCRIPTORS];
+	struct target targets[WORKER_MAX_CALLS]; /* last, since only those that there are travel */
 };
 
 struct worker_result {
 	uint64_t round;
-	enum pmem_agent_answer answer; /* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
-	int error;                     /* errno behind it, 0 if none */
-	char detail[MOUNT_DETAIL_MAX]; /* why it is not durable, "" if there is nothing to add */
+	struct flush_outcome outcome; /* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
+	char details[WORKER_MAX_CALLS][MOUNT_DETAIL_MAX]; /* why a call is not durable, "" if there is nothing to add */
 };
 
 /*
@@ -69,8 +82,11 @@ DEFINE_CLEANUP(struct worker *, worker_free)
 int worker_get_fd(const struct worker *w);
 pid_t worker_get_pid(const struct worker *w);
 
-/* Begins a round; `fd` is passed on, not consumed; -1 for none. 0 or a negative errno (nothing was begun). */
-int worker_begin(struct worker *w, const struct worker_round *round, int fd);
+/*
+ * Begins a round. `fds`, as many as the round has descriptors, are passed on, not consumed. 0 or a negative errno
+ * (nothing was begun).
+ */
+int worker_begin(struct worker *w, const struct worker_round *round, const int *fds);
 
 /* 0 with a result; -EAGAIN: none yet; -EPIPE: the child has died, the page tells how far it came. */
 int worker_collect(struct worker *w, struct worker_result *ret);

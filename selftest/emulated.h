@@ -196,18 +196,26 @@ static inline struct request *begin(struct answer_of *a)
 	return request;
 }
 
+static inline struct worker_round round_on(const char *attribute)
+{
+	struct worker_round round = { .round = 1, .region.attribute = true, .n_calls = 1, .n_targets = 1 };
+
+	snprintf(round.region.path, sizeof(round.region.path), "%s", attribute);
+	round.calls[0] = (struct worker_call){ .scope = FLUSH_REGION, .descriptor = -1, .served_by = -1 };
+	return round;
+}
+
 /* A worker in a call that does not return before `fifo` has a reader, its agent gone. */
 static inline pid_t leave_hanging_worker(void)
 {
-	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH };
+	struct worker_round round = round_on(fifo);
 	struct worker *w;
 	pid_t pid;
 
-	snprintf(round.path, sizeof(round.path), "%s", fifo);
 	assert_int_equal(mkfifo(fifo, 0600), 0);
 	assert_int_equal(worker_start(page, &w), 0);
 	pid = worker_get_pid(w);
-	assert_int_equal(worker_begin(w, &round, -1), 0);
+	assert_int_equal(worker_begin(w, &round, NULL), 0);
 	while (__atomic_load_n(&page->worker.started, __ATOMIC_ACQUIRE) != 1)
 		sched_yield();
 	worker_free(w);

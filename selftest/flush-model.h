@@ -15,7 +15,7 @@
 
 #include "agent/flush.h"
 
-#define MAX_TICKETS 60
+#define MAX_TICKETS 120
 
 struct ticket {
 	bool open; /* neither answered nor forgotten */
@@ -26,7 +26,15 @@ struct ticket {
 	struct flush_target target;
 	uint64_t deadline;
 	uint64_t round; /* that it takes part in; 0: none yet */
-	uint64_t limit; /* this many rounds at most have begun when its own has */
+	unsigned int call;
+	int descriptor; /* in that round */
+};
+
+/* What a round does, as its plan was when it began. */
+struct job {
+	unsigned int n_calls, n_descriptors;
+	int served_by[FLUSH_ROUND_MAX_CALLS + 1];
+	bool fetch[FLUSH_ROUND_MAX_DESCRIPTORS];
 };
 
 struct sim {
@@ -37,7 +45,7 @@ struct sim {
 	uint64_t n_events;
 
 	struct flush *f;
-	unsigned int depth, quota, n_uids;
+	unsigned int depth, quota, n_uids, n_devices, burst;
 	uint64_t monotonic, offset;
 
 	/* the clients */
@@ -48,7 +56,7 @@ struct sim {
 	struct {
 		bool alive, busy;
 		uint64_t round, began_monotonic, began_realtime;
-		bool region; /* the target of the round */
+		struct job job;
 	} worker;
 	struct {
 		uint64_t started, done, failed, started_usec;
@@ -62,7 +70,7 @@ struct sim {
 	bool overtaken;         /* a loss was noticed while the round was in flight */
 	bool withheld, doubted; /* what earlier boots lost is not known yet */
 	uint64_t round, epoch, epoch_usec;
-	uint64_t n_requests, n_rounds;
+	struct flush_counters counters;
 	struct {
 		unsigned int missing;
 		uint64_t until, usual;
@@ -103,9 +111,14 @@ static struct flush_time now(const struct sim *s)
 	return (struct flush_time){ .realtime = s->monotonic + s->offset, .monotonic = s->monotonic };
 }
 
-static bool is_region(const struct ticket *t)
+static bool is_file(enum flush_scope scope)
 {
-	return t->target.scope == FLUSH_REGION;
+	return scope == FLUSH_FILE || scope == FLUSH_FILE_DATA;
+}
+
+static bool is_joinable(const struct ticket *t)
+{
+	return t->target.scope != FLUSH_FILESYSTEM;
 }
 
 static bool is_waiting(const struct ticket *t)
@@ -168,59 +181,49 @@ static void owe_loss(struct sim *s, int error, enum flush_origin origin)
 	s->page.failed_seen = s->page.failed;
 }
 
-/* Rounds that may begin until the one of `t` has: those ahead of it in the queue, and its own. */
-static unsigned int rounds_until(const struct sim *s, const struct ticket *t)
-{
-	bool shared = false;
-	unsigned int n = 1;
-
-	for (const struct ticket *ahead = s->tickets; ahead < t; ahead++) {
-		if (!is_waiting(ahead))
-			continue;
-		if (is_region(ahead) && is_region(t))
-			return n;
-		n += !is_region(ahead) || !shared;
-		shared |= is_region(ahead);
-	}
-	return n;
-}
-
-/* Who leaves the queue may have been the one whose round others were to join. */
-static void leave_queue(struct sim *s, const struct ticket *gone)
-{
-	if (gone->round != 0 || !is_region(gone))
-		return;
-	for (unsigned int i = 0; i < s->n_tickets; i++)
-		if (is_waiting(&s->tickets[i]) && is_region(&s->tickets[i]))
-			s->tickets[i].limit = s->n_rounds + rounds_until(s, &s->tickets[i]);
-}
-
 static void owe_deadlines(struct sim *s)
 {
 	for (unsigned int i = 0; i < s->n_tickets; i++) {
 		struct ticket *t = &s->tickets[i];
 
-		if (t->open && !t->due && t->deadline && t->deadline <= s->monotonic) {
+		if (t->open && !t->due && t->deadline && t->deadline <= s->monotonic)
 			owe(t, PMEM_AGENT_TIMEOUT, ETIMEDOUT);
-			leave_queue(s, t);
-		}
 	}
 }
 
-/* A round was confirmed: its requests are durable, and may be waited for if others are there too. */
-static void owe_durable(struct sim *s)
+/* A round has ended: each of its requests gets what its own call and its own descriptor got. */
+static void owe_outcome(struct sim *s, const struct flush_outcome *o)
 {
 	uint64_t took = s->monotonic - s->worker.began_monotonic, pause;
-	unsigned int n = owe_round(s, s->round, PMEM_AGENT_DURABLE, 0);
 	const struct ticket *next = oldest_waiting(s);
+	bool confirmed = false;
+	unsigned int n = 0;
 
-	s->epoch = s->page.epoch = s->round;
-	s->epoch_usec = s->worker.began_realtime;
-	if (!s->worker.region || n == 0)
+	for (unsigned int i = 0; i < s->worker.job.n_calls; i++)
+		confirmed |= o->calls[i].answer == PMEM_AGENT_DURABLE;
+	if (confirmed) {
+		s->counters.confirmed++;
+		s->epoch = s->page.epoch = s->round;
+		s->epoch_usec = s->worker.began_realtime;
+	}
+	for (struct ticket *t = s->tickets; t < s->tickets + s->n_tickets; t++) {
+		if (!t->open || t->due || t->round != s->round)
+			continue;
+		if (o->calls[t->call].answer != PMEM_AGENT_DURABLE)
+			owe(t, o->calls[t->call].answer, o->calls[t->call].error);
+		else if (t->target.descriptor)
+			owe(t, o->descriptors[t->descriptor].answer, o->descriptors[t->descriptor].error);
+		else
+			owe(t, PMEM_AGENT_DURABLE, 0);
+		n += t->answer == PMEM_AGENT_DURABLE && is_joinable(t);
+	}
+	if (n == 0)
 		return;
+
+	/* They may be waited for if others are there too. */
 	s->gather.usual = s->gather.usual ? (7 * s->gather.usual + took) / 8 : took;
 	pause = s->gather.usual / 4;
-	if (n + (next && is_region(next)) > 1) {
+	if (n + (next && is_joinable(next)) > 1) {
 		s->gather.missing = n;
 		s->gather.until = s->monotonic + (pause > 1000 ? 1000 : pause);
 	}
@@ -232,7 +235,7 @@ static bool gathering(struct sim *s)
 {
 	const struct ticket *next = oldest_waiting(s);
 
-	return next && is_region(next) && !s->worker.busy && !s->adopted && s->gather.missing > 0 &&
+	return next && is_joinable(next) && !s->worker.busy && !s->adopted && s->gather.missing > 0 &&
 	       s->monotonic < s->gather.until;
 }
 
@@ -257,38 +260,280 @@ static void check_answer(struct sim *s, const struct flush_action *action)
 	t->open = false;
 }
 
+/* ---- the plan of a round ---- */
+
+static const struct ticket *ticket_of(const struct flush_plan *p, unsigned int member)
+{
+	return p->members[member].owner;
+}
+
+static const struct ticket *leader_of(const struct flush_plan *p, const struct flush_call *c)
+{
+	return ticket_of(p, c->leader);
+}
+
+/* Whether the call makes the target of `t` durable, its own descriptor aside. */
+static bool serves(const struct flush_call *c, const struct ticket *t)
+{
+	switch (t->target.scope) {
+	case FLUSH_REGION:
+		return c->scope == FLUSH_REGION;
+	case FLUSH_FILESYSTEM:
+		return c->scope == FLUSH_FILESYSTEM && c->device == t->target.device;
+	case FLUSH_FILE:
+	case FLUSH_FILE_DATA:
+		if (c->scope == FLUSH_FILESYSTEM)
+			return c->device == t->target.device && t->target.inode != 0;
+		return is_file(c->scope) && (c->scope == FLUSH_FILE || t->target.scope == FLUSH_FILE_DATA) &&
+		       c->device == t->target.device && c->inode == t->target.inode;
+	case N_FLUSH_SCOPES:
+		break;
+	}
+	return false;
+}
+
+static void check_member(struct sim *s, const struct flush_plan *p, unsigned int i)
+{
+	const struct flush_member *m = &p->members[i];
+	struct ticket *t = m->owner;
+	const struct flush_call *c = &p->calls[m->call];
+	bool leads;
+
+	require(s, is_waiting(t), "a request that takes part twice, or that does not wait");
+	require(s, i == 0 || t > ticket_of(p, i - 1), "requests out of their order");
+	require(s, m->call < p->n_calls && m->scope == t->target.scope, "a request of no call");
+	require(s, serves(c, t), "a request by a call that does not serve it");
+	leads = c->leader == i;
+	require(s, leads || t->target.scope != FLUSH_FILESYSTEM || !t->target.descriptor,
+		"a filesystem's error that is left in its descriptor");
+	require(s, (m->descriptor >= 0) == t->target.descriptor, "a descriptor too many, or too few");
+	if (t->target.descriptor) {
+		require(s, (unsigned int)m->descriptor < p->n_descriptors && p->descriptors[m->descriptor] == i,
+			"another's descriptor");
+		leads &= c->scope != FLUSH_REGION && is_file(c->scope) == is_file(t->target.scope);
+	}
+	require(s, m->fetch == (t->target.descriptor && !leads), "an error that is fetched by none, or twice");
+	t->call = m->call;
+	t->descriptor = m->descriptor;
+}
+
+/* What the call is, by its members: who asked for it, and how many files it serves. */
+static void check_call(struct sim *s, const struct flush_plan *p, unsigned int i)
+{
+	const struct flush_call *c = &p->calls[i];
+	const struct ticket *leader = leader_of(p, c);
+	uint64_t files[4];
+	unsigned int n_files = 0;
+	bool asked = false;
+
+	require(s, c->leader < p->n_members && p->members[c->leader].call == i, "a call that another's request leads");
+	require(s, c->device == leader->target.device && c->uid == leader->uid, "a call that is not its leader's");
+	for (unsigned int j = 0; j < p->n_members; j++) {
+		const struct ticket *t = ticket_of(p, j);
+		unsigned int k = 0;
+
+		if (p->members[j].call != i)
+			continue;
+		asked |= t->target.scope == c->scope;
+		require(s,
+			j >= c->leader || (c->scope == FLUSH_FILESYSTEM && is_file(t->target.scope) &&
+					   !is_file(leader->target.scope)),
+			"a call that is not led by the oldest");
+		while (k < n_files && files[k] != t->target.inode)
+			k++;
+		if (is_file(t->target.scope) && k == n_files && n_files < 4)
+			files[n_files++] = t->target.inode;
+	}
+	if (is_file(c->scope))
+		require(s, is_file(leader->target.scope) && leader->target.inode == c->inode,
+			"a file's call that is not its leader's");
+	require(s, asked || (c->scope == FLUSH_FILESYSTEM && n_files == 4), "a call for more than anyone asked for");
+	require(s, !asked || c->scope != FLUSH_FILESYSTEM || !is_file(leader->target.scope),
+		"a filesystem's call that a file leads");
+	if (c->served_by >= 0)
+		require(s,
+			c->scope == FLUSH_REGION && (unsigned int)c->served_by < i &&
+			    p->calls[c->served_by].scope == FLUSH_FILESYSTEM,
+			"a call that nothing serves");
+}
+
+static bool same_work(const struct flush_plan *p, const struct flush_call *a, const struct flush_call *b)
+{
+	const struct ticket *la = leader_of(p, a), *lb = leader_of(p, b);
+
+	if (a->scope == FLUSH_REGION)
+		return b->scope == FLUSH_REGION || (b->scope == FLUSH_FILESYSTEM && a->served_by < 0);
+	if (a->device != b->device)
+		return false;
+	if (a->scope == FLUSH_FILESYSTEM && b->scope == FLUSH_FILESYSTEM)
+		return is_file(la->target.scope) || (!la->target.descriptor && !lb->target.descriptor);
+	if (is_file(a->scope))
+		return (is_file(b->scope) && a->inode == b->inode) || (b->scope == FLUSH_FILESYSTEM && a->inode != 0);
+	return false;
+}
+
+/* No sound plan does with fewer calls, and none of its bounds is passed. */
+static void check_calls(struct sim *s, const struct flush_plan *p)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < p->n_calls; i++) {
+		const struct flush_call *c = &p->calls[i];
+		unsigned int of_uid = 0, files = 0;
+
+		check_call(s, p, i);
+		for (unsigned int j = 0; j < p->n_calls; j++) {
+			const struct flush_call *other = &p->calls[j];
+
+			require(s, i == j || !same_work(p, c, other), "two calls where one would do");
+			of_uid += other->served_by < 0 && leader_of(p, other)->uid == leader_of(p, c)->uid;
+			files += is_file(c->scope) && is_file(other->scope) && other->device == c->device &&
+				 other->inode != 0;
+		}
+		require(s, of_uid <= 4, "more calls of a uid than it may lead");
+		require(s, files < 4, "four files without a syncfs");
+		n += c->served_by < 0;
+		s->counters.calls[c->scope] += c->served_by < 0;
+	}
+	require(s, n <= 16, "more calls than a round may have");
+}
+
+/* Whether the two would share a call at any rate. */
+static bool same_need(const struct ticket *a, const struct ticket *b)
+{
+	const struct flush_target *x = &a->target, *y = &b->target;
+
+	if (is_file(x->scope) && is_file(y->scope))
+		return x->device == y->device && x->inode == y->inode;
+	return x->scope == y->scope && x->device == y->device &&
+	       (x->scope == FLUSH_REGION || (!x->descriptor && !y->descriptor));
+}
+
+/* Of those who wait before `t`, of one uid or of all: how many calls they may need. */
+static unsigned int count_needs(struct sim *s, const struct ticket *t, const unsigned int *uid)
+{
+	unsigned int n = 0;
+
+	for (const struct ticket *a = s->tickets; a < t; a++) {
+		const struct ticket *b = s->tickets;
+
+		if (!is_waiting(a) || (uid && a->uid != *uid))
+			continue;
+		while (b < a && !(is_waiting(b) && (!uid || b->uid == *uid) && same_need(a, b)))
+			b++;
+		n += a == b;
+	}
+	return n;
+}
+
+/* Whether those who wait before `t` make this call a filesystem's. */
+static bool is_filesystem_for(const struct flush_plan *p, unsigned int call, const struct ticket *t)
+{
+	uint64_t files = 0;
+
+	if (p->calls[call].scope != FLUSH_FILESYSTEM)
+		return false;
+	for (unsigned int i = 0; i < p->n_members && ticket_of(p, i) < t; i++) {
+		if (p->members[i].call != call)
+			continue;
+		if (ticket_of(p, i)->target.scope == FLUSH_FILESYSTEM)
+			return true;
+		files |= UINT64_C(1) << ticket_of(p, i)->target.inode;
+	}
+	return __builtin_popcountll(files) >= 4;
+}
+
+/* It waits for another round: only if those before it have filled this one, and no call of theirs serves it. */
+static void check_left(struct sim *s, const struct flush_plan *p, const struct ticket *t)
+{
+	unsigned int files = 0;
+
+	require(s, count_needs(s, t, NULL) >= 16 || count_needs(s, t, &t->uid) >= 4,
+		"a request within the bounds that waits for more than two rounds");
+	for (unsigned int i = 0; i < p->n_members && ticket_of(p, i) < t; i++)
+		require(s, !same_need(ticket_of(p, i), t), "a request left behind that a call serves");
+	for (unsigned int i = 0; i < p->n_calls; i++) {
+		const struct flush_call *c = &p->calls[i];
+
+		if (t->target.scope != FLUSH_FILESYSTEM && is_filesystem_for(p, i, t))
+			require(s, !serves(c, t) && t->target.scope != FLUSH_REGION,
+				"a request left behind that a filesystem's call serves");
+		files += is_file(c->scope) && leader_of(p, c) < t && is_file(t->target.scope) &&
+			 c->device == t->target.device && c->inode && t->target.inode;
+	}
+	require(s, files < 3, "a request left behind that would make three calls one");
+}
+
+static void take_plan(struct sim *s, const struct flush_plan *p)
+{
+	struct job *job = &s->worker.job;
+	unsigned int next = 0;
+
+	require(s, p->n_calls > 0 && p->n_calls <= FLUSH_ROUND_MAX_CALLS + 1, "the wrong number of calls");
+	require(s, p->n_members <= s->depth && p->n_descriptors <= p->n_members, "the wrong number of members");
+	for (unsigned int i = 0; i < p->n_members; i++)
+		check_member(s, p, i);
+	check_calls(s, p);
+	for (const struct ticket *t = s->tickets; t < s->tickets + s->n_tickets; t++) {
+		if (!is_waiting(t))
+			continue;
+		if (next < p->n_members && t == ticket_of(p, next))
+			next++;
+		else
+			check_left(s, p, t);
+	}
+	require(s, next == p->n_members, "members that do not wait");
+
+	job->n_calls = p->n_calls;
+	job->n_descriptors = p->n_descriptors;
+	for (unsigned int i = 0; i < p->n_calls; i++)
+		job->served_by[i] = p->calls[i].served_by;
+	for (unsigned int i = 0; i < p->n_members; i++) {
+		((struct ticket *)p->members[i].owner)->round = s->round;
+		if (p->members[i].descriptor >= 0)
+			job->fetch[p->members[i].descriptor] = p->members[i].fetch;
+	}
+}
+
+static void tell_plan(const struct sim *s, const struct flush_plan *p)
+{
+	for (unsigned int i = 0; i < p->n_calls; i++) {
+		say(s, "    %s %" PRIu64 " %" PRIu64 ", served by %d, led by request %u, for",
+		    flush_scope_to_string(p->calls[i].scope), p->calls[i].device, p->calls[i].inode,
+		    p->calls[i].served_by, (unsigned int)(leader_of(p, &p->calls[i]) - s->tickets));
+		for (unsigned int j = 0; s->tell && j < p->n_members; j++)
+			if (p->members[j].call == i)
+				printf(" %u", (unsigned int)(ticket_of(p, j) - s->tickets));
+		if (s->tell)
+			printf("\n");
+	}
+}
+
 static void check_start(struct sim *s, const struct flush_action *action)
 {
-	struct ticket *first = oldest_waiting(s);
+	const struct flush_plan *p = flush_get_plan(s->f);
+	struct flush_outcome outcome;
 
-	say(s, "  round %" PRIu64 " begins, for request %u\n", action->round,
-	    (unsigned int)((struct ticket *)action->owner - s->tickets));
+	say(s, "  round %" PRIu64 " begins\n", action->round);
+	tell_plan(s, p);
 	require(s, !s->worker.busy && !s->adopted, "a second round beside the one in flight");
 	require(s, !s->latched && !s->gone, "a round for a region that is lost or gone");
 	require(s, !s->withheld, "a round before it is known what earlier boots lost");
-	require(s, first && action->owner == first, "a round for someone else than who has waited longest");
-	require(s, memcmp(&action->target, &first->target, sizeof(first->target)) == 0, "a round for another target");
 	require(s, !gathering(s), "a round while others are waited for");
 	require(s, action->round == s->round + 1, "round numbers that do not count up by one");
 	s->round++;
-	require(s, ++s->n_rounds <= s->n_requests, "more rounds than requests");
-
-	for (struct ticket *t = first; t < s->tickets + s->n_tickets; t++) {
-		if (!is_waiting(t) || (t != first && !(is_region(first) && is_region(t))))
-			continue;
-		t->round = s->round;
-		require(s, s->n_rounds <= t->limit, "a request that waits for more rounds than those ahead of it");
-	}
+	require(s, ++s->counters.rounds <= s->counters.requests, "more rounds than requests");
+	take_plan(s, p);
 	s->gather.missing = 0;
 
 	if (below(s, 32) == 0) {
 		say(s, "  it cannot be begun\n");
 		owe_round(s, s->round, PMEM_AGENT_UNKNOWN, EAGAIN);
-		flush_done(s->f, s->round, PMEM_AGENT_UNKNOWN, EAGAIN, FLUSH_ORIGIN_NONE, now(s));
+		flush_outcome_set(&outcome, PMEM_AGENT_UNKNOWN, EAGAIN);
+		flush_done(s->f, s->round, &outcome, FLUSH_ORIGIN_NONE, now(s));
 		return;
 	}
 	s->worker.alive = s->worker.busy = true;
-	s->worker.region = is_region(first);
 	s->worker.round = s->page.started = s->round;
 	s->worker.began_monotonic = s->monotonic;
 	s->worker.began_realtime = s->page.started_usec = now(s).realtime;
@@ -313,9 +558,12 @@ static bool same_loss(const struct flush_loss *a, const struct flush_loss *b)
 static void check_status(struct sim *s)
 {
 	uint64_t wakeup = flush_get_wakeup(s->f), deadline = UINT64_MAX;
+	struct flush_counters counters;
 	struct flush_status status;
 	unsigned int n = 0;
 
+	flush_get_counters(s->f, &counters);
+	require(s, memcmp(&counters, &s->counters, sizeof(counters)) == 0, "the wrong counters");
 	flush_get_status(s->f, &status);
 	for (unsigned int i = 0; i < s->n_tickets; i++) {
 		const struct ticket *t = &s->tickets[i];

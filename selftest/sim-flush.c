@@ -14,18 +14,24 @@
 #include "selftest/flush-model.h"
 
 #define MIN_EVENTS 20
-#define MAX_EVENTS MAX_TICKETS
+#define MAX_EVENTS 60
 #define MAX_DEPTH  8
 #define N_UIDS     3
-#define N_FILES    2
+#define N_FILES    3
+
+/* In some schedules there is more of everything, so that the bounds of a round are met. */
+#define CROWD_DEPTH   48
+#define CROWD_UIDS    8
+#define CROWD_DEVICES 24
+#define CROWD_FILES   6
+#define CROWD_BURST   6
 
 enum event {
 	ARRIVE,
 	ADVANCE,
 	END_DURABLE, /* how a round ends */
 	END_LOST,
-	END_FULL,
-	END_CHANGED,
+	END_MIXED,
 	END_DIED,
 	LOSE,
 	FORGET,
@@ -42,9 +48,9 @@ enum event {
 };
 
 static const unsigned char weights[N_EVENTS] = {
-	[ARRIVE] = 60,  [ADVANCE] = 16, [END_DURABLE] = 40, [END_LOST] = 2, [END_FULL] = 4, [END_CHANGED] = 4,
-	[END_DIED] = 1, [LOSE] = 1,     [FORGET] = 8,       [STALL] = 6,    [STRAY] = 3,    [STEP] = 2,
-	[RESTART] = 3,  [GONE] = 1,     [ACKNOWLEDGE] = 12, [REBOOT] = 2,   [DOUBT] = 2,    [RECALL] = 10,
+	[ARRIVE] = 60, [ADVANCE] = 16,     [END_DURABLE] = 40, [END_LOST] = 2, [END_MIXED] = 8, [END_DIED] = 1,
+	[LOSE] = 1,    [FORGET] = 8,       [STALL] = 6,        [STRAY] = 3,    [STEP] = 2,      [RESTART] = 3,
+	[GONE] = 1,    [ACKNOWLEDGE] = 12, [REBOOT] = 2,       [DOUBT] = 2,    [RECALL] = 10,
 };
 
 /* ---- events ---- */
@@ -66,36 +72,45 @@ static int expected_refusal(const struct sim *s, unsigned int uid)
 	return n >= s->depth || of_uid >= s->quota ? PMEM_AGENT_BUSY : 0;
 }
 
-static void arrive(struct sim *s)
+static struct flush_target random_target(struct sim *s)
 {
 	static const enum flush_scope scopes[] = { FLUSH_FILESYSTEM, FLUSH_FILE, FLUSH_FILE_DATA };
+	struct flush_target t = { .scope = FLUSH_REGION };
+
+	if (below(s, s->burst > 1 ? 8 : 2) != 0) {
+		t.scope = scopes[below(s, 3)];
+		t.device = 1 + below(s, s->n_devices);
+		if (t.scope != FLUSH_FILESYSTEM)
+			t.inode = below(s, s->burst > 1 ? CROWD_FILES : N_FILES);
+	}
+	t.descriptor = is_file(t.scope) || below(s, 2);
+	return t;
+}
+
+static void arrive(struct sim *s)
+{
 	unsigned int uid = below(s, s->n_uids);
 	struct ticket *t = &s->tickets[s->n_tickets];
 	int refusal = expected_refusal(s, uid), r;
 
 	if (s->n_tickets == MAX_TICKETS)
 		return;
-	*t = (struct ticket){ .uid = uid, .target.scope = FLUSH_REGION };
-	if (below(s, 3) == 0) {
-		t->target.scope = scopes[below(s, 3)];
-		t->target.device = 1;
-		t->target.inode = t->target.scope == FLUSH_FILESYSTEM ? 0 : 1 + below(s, N_FILES);
-	}
+	*t = (struct ticket){ .uid = uid, .target = random_target(s) };
 	if (below(s, 4) == 0)
 		t->deadline = s->monotonic + 1 + below(s, 2000);
 
 	r = flush_arrive(s->f, &t->target, &(struct flush_caller){ .uid = uid, .deadline_usec = t->deadline }, t);
-	say(s, "request %u of uid %u for %s %" PRIu64 ", deadline %" PRIu64 ": %d\n", s->n_tickets, uid,
-	    flush_scope_to_string(t->target.scope), t->target.inode, t->deadline, r);
+	say(s, "request %u of uid %u for %s %" PRIu64 " %" PRIu64 "%s, deadline %" PRIu64 ": %d\n", s->n_tickets, uid,
+	    flush_scope_to_string(t->target.scope), t->target.device, t->target.inode,
+	    t->target.descriptor ? "" : " without a descriptor", t->deadline, r);
 	require(s, r != 0 || refusal != PMEM_AGENT_BUSY, "a request beyond the quota or the depth of the queue");
 	require(s, r == refusal, "a request that is wrongly refused or taken");
 	if (r != 0)
 		return;
-	t->limit = s->n_rounds + rounds_until(s, t);
 	t->open = true;
 	s->n_tickets++;
-	s->n_requests++;
-	if (is_region(t) && s->gather.missing > 0)
+	s->counters.requests++;
+	if (is_joinable(t) && s->gather.missing > 0)
 		s->gather.missing--;
 }
 
@@ -109,7 +124,6 @@ static void forget(struct sim *s)
 	say(s, "request %u is forgotten%s\n", (unsigned int)(t - s->tickets), t->open ? "" : ", which it was already");
 	flush_forget(s->f, t);
 	t->open = false;
-	leave_queue(s, t);
 }
 
 static void advance(struct sim *s)
@@ -139,8 +153,7 @@ static void end_call(struct sim *s, enum event how)
 	static const char *const names[N_EVENTS] = {
 		[END_DURABLE] = "durable",
 		[END_LOST] = "EIO",
-		[END_FULL] = "ENOSPC",
-		[END_CHANGED] = "durable, but of something changed since",
+		[END_MIXED] = "to each its own",
 		[END_DIED] = "the worker's death",
 	};
 
@@ -182,19 +195,50 @@ static void end_adopted(struct sim *s, enum event how)
 	s->adopted = s->overtaken = false;
 }
 
+static struct flush_outcome_of random_outcome(struct sim *s, unsigned int bad_of)
+{
+	static const struct flush_outcome_of bad[] = {
+		{ PMEM_AGENT_FAILED, ENOSPC },
+		{ PMEM_AGENT_FAILED, EDQUOT },
+		{ PMEM_AGENT_UNFLUSHED, 0 },
+		{ PMEM_AGENT_UNKNOWN, 0 },
+	};
+
+	return bad_of > 0 && below(s, bad_of) == 0 ? bad[below(s, 4)]
+						   : (struct flush_outcome_of){ PMEM_AGENT_DURABLE, 0 };
+}
+
+/* What the worker makes of the round: a call that is served by another is made if that failed. */
+static void make_calls(struct sim *s, enum event how, struct flush_outcome *ret)
+{
+	const struct job *job = &s->worker.job;
+	unsigned int lost = below(s, job->n_calls + job->n_descriptors);
+
+	/* Beyond the numbers of the plan anything may stand. */
+	flush_outcome_set(ret, how == END_LOST ? PMEM_AGENT_DURABLE : PMEM_AGENT_LOST, 0);
+	for (unsigned int i = 0; i < job->n_calls; i++) {
+		ret->calls[i] = random_outcome(s, how == END_MIXED ? 3 : 0);
+		if (job->served_by[i] >= 0 && ret->calls[job->served_by[i]].answer == PMEM_AGENT_DURABLE)
+			ret->calls[i] = ret->calls[job->served_by[i]];
+	}
+	for (unsigned int i = 0; i < job->n_descriptors; i++)
+		ret->descriptors[i] = random_outcome(s, how == END_MIXED && job->fetch[i] ? 3 : 0);
+	if (how == END_DIED)
+		flush_outcome_set(ret, PMEM_AGENT_LOST, EIO);
+	else if (how == END_LOST && lost < job->n_calls)
+		ret->calls[lost] = (struct flush_outcome_of){ PMEM_AGENT_LOST, EIO };
+	else if (how == END_LOST)
+		ret->descriptors[lost - job->n_calls] = (struct flush_outcome_of){ PMEM_AGENT_LOST, EIO };
+	for (unsigned int i = 0; s->tell && i < job->n_calls; i++)
+		say(s, "  call %u: %d\n", i, ret->calls[i].answer);
+	for (unsigned int i = 0; s->tell && i < job->n_descriptors; i++)
+		say(s, "  descriptor %u: %d\n", i, ret->descriptors[i].answer);
+}
+
 static void end(struct sim *s, enum event how)
 {
-	static const struct {
-		enum pmem_agent_answer answer;
-		int error;
-		enum flush_origin origin;
-	} ends[N_EVENTS] = {
-		[END_DURABLE] = { PMEM_AGENT_DURABLE, 0, FLUSH_ORIGIN_ROUND },
-		[END_LOST] = { PMEM_AGENT_LOST, EIO, FLUSH_ORIGIN_ROUND },
-		[END_FULL] = { PMEM_AGENT_FAILED, ENOSPC, FLUSH_ORIGIN_ROUND },
-		[END_CHANGED] = { PMEM_AGENT_UNKNOWN, 0, FLUSH_ORIGIN_ROUND },
-		[END_DIED] = { PMEM_AGENT_LOST, EIO, FLUSH_ORIGIN_WORKER },
-	};
+	enum flush_origin origin = how == END_DIED ? FLUSH_ORIGIN_WORKER : FLUSH_ORIGIN_ROUND;
+	struct flush_outcome outcome;
 
 	if (s->adopted) {
 		end_adopted(s, how);
@@ -203,16 +247,15 @@ static void end(struct sim *s, enum event how)
 	if (!s->worker.busy)
 		return;
 	end_call(s, how);
+	make_calls(s, how, &outcome);
 	if (how == END_DIED)
 		s->page.done = s->page.started;
-	if (ends[how].answer == PMEM_AGENT_LOST)
-		owe_loss(s, ends[how].error, ends[how].origin);
-	else if (!s->overtaken && how == END_DURABLE)
-		owe_durable(s);
+	if (how == END_DIED || how == END_LOST)
+		owe_loss(s, EIO, origin);
 	else if (!s->overtaken)
-		owe_round(s, s->round, ends[how].answer, ends[how].error);
+		owe_outcome(s, &outcome);
 	s->overtaken = false;
-	flush_done(s->f, s->round, ends[how].answer, ends[how].error, ends[how].origin, now(s));
+	flush_done(s->f, s->round, &outcome, origin, now(s));
 }
 
 static void lose(struct sim *s)
@@ -253,11 +296,13 @@ static void stall(struct sim *s)
 static void stray(struct sim *s)
 {
 	uint64_t round = s->round + 1 - below(s, 3);
+	struct flush_outcome outcome;
 
 	if (s->worker.busy && !s->adopted && round == s->round)
 		round--;
 	say(s, "a stray result of round %" PRIu64 "\n", round);
-	flush_done(s->f, round, below(s, 2) ? PMEM_AGENT_DURABLE : PMEM_AGENT_LOST, 0, FLUSH_ORIGIN_ROUND, now(s));
+	flush_outcome_set(&outcome, below(s, 2) ? PMEM_AGENT_DURABLE : PMEM_AGENT_LOST, 0);
+	flush_done(s->f, round, &outcome, FLUSH_ORIGIN_ROUND, now(s));
 }
 
 static void remove_region(struct sim *s)
@@ -270,7 +315,7 @@ static void remove_region(struct sim *s)
 
 static enum event random_end(struct sim *s)
 {
-	static const enum event hows[] = { END_DURABLE, END_DURABLE, END_DURABLE, END_LOST, END_FULL, END_DIED };
+	static const enum event hows[] = { END_DURABLE, END_DURABLE, END_DURABLE, END_LOST, END_MIXED, END_DIED };
 
 	return hows[below(s, 6)];
 }
@@ -281,7 +326,8 @@ static bool start_agent(struct sim *s)
 	s->f = flush_new(s->depth, s->quota, s->page.started, s->page.epoch);
 	s->round = s->page.started;
 	s->epoch = s->page.epoch;
-	s->epoch_usec = s->n_rounds = s->n_requests = 0;
+	s->epoch_usec = 0;
+	memset(&s->counters, 0, sizeof(s->counters));
 	s->gone = s->latched = s->overtaken = s->adopted = s->stalled = s->withheld = s->doubted = false;
 	memset(&s->gather, 0, sizeof(s->gather));
 	return s->f != NULL;
@@ -379,15 +425,15 @@ static void happen(struct sim *s, enum event event)
 {
 	switch (event) {
 	case ARRIVE:
-		arrive(s);
+		for (unsigned int n = 1 + below(s, s->burst); n > 0; n--)
+			arrive(s);
 		break;
 	case ADVANCE:
 		advance(s);
 		break;
 	case END_DURABLE:
 	case END_LOST:
-	case END_FULL:
-	case END_CHANGED:
+	case END_MIXED:
 	case END_DIED:
 		end(s, event);
 		break;
@@ -466,12 +512,14 @@ static void finish(struct sim *s)
 
 static void play(struct sim *s)
 {
-	bool allowed[N_EVENTS];
+	bool allowed[N_EVENTS], crowd = below(s, 8) == 0;
 	unsigned int n, total = 0;
 
-	s->depth = 1 + below(s, MAX_DEPTH);
-	s->quota = 1 + below(s, s->depth);
-	s->n_uids = 1 + below(s, N_UIDS);
+	s->depth = crowd ? CROWD_DEPTH : 1 + below(s, MAX_DEPTH);
+	s->quota = crowd ? 4 + below(s, 5) : 1 + below(s, s->depth);
+	s->n_uids = crowd ? CROWD_UIDS : 1 + below(s, N_UIDS);
+	s->n_devices = 1 + below(s, crowd ? 1 + below(s, CROWD_DEVICES) : 2);
+	s->burst = crowd ? CROWD_BURST : 1;
 	s->offset = 1000000;
 	s->page.started = s->page.done = s->page.epoch = below(s, 4);
 	if (!start_agent(s))

@@ -26,14 +26,14 @@ static void kill_and_wait(pid_t pid)
 /* A worker that is stopped before it fails a round, its agent gone. */
 static pid_t leave_failing_worker(void)
 {
-	struct worker_round round = { .round = 1, .call = WORKER_DEEP_FLUSH, .path = FAILING };
+	struct worker_round round = round_on(FAILING);
 	struct worker *w;
 	pid_t pid;
 
 	assert_int_equal(worker_start(page, &w), 0);
 	pid = worker_get_pid(w);
 	stop(pid);
-	assert_int_equal(worker_begin(w, &round, -1), 0);
+	assert_int_equal(worker_begin(w, &round, NULL), 0);
 	worker_free(w);
 	return pid;
 }

@@ -11,7 +11,10 @@
 #define UID   7
 
 static const struct flush_target region = { .scope = FLUSH_REGION };
-static const struct flush_target file = { .scope = FLUSH_FILE, .device = 7, .inode = 11 };
+static const struct flush_target file = { .scope = FLUSH_FILE, .device = 7, .inode = 11, .descriptor = true };
+static const struct flush_target data = { .scope = FLUSH_FILE_DATA, .device = 7, .inode = 11, .descriptor = true };
+static const struct flush_target other = { .scope = FLUSH_FILE, .device = 7, .inode = 12, .descriptor = true };
+static const struct flush_target filesystem = { .scope = FLUSH_FILESYSTEM, .device = 7, .descriptor = true };
 static int a, b, c, d, e;
 
 static int setup(void **state)
@@ -46,7 +49,20 @@ static void assert_start(struct flush *f, uint64_t now, uint64_t round, const vo
 	assert_true(flush_next(f, at(now), &action));
 	assert_int_equal(action.type, FLUSH_ACT_START);
 	assert_int_equal(action.round, round);
-	assert_ptr_equal(action.owner, owner);
+	assert_ptr_equal(flush_get_plan(f)->members[0].owner, owner);
+}
+
+/* Call `i` of the round, and how many members are by it. */
+static void assert_call(struct flush *f, unsigned int i, enum flush_scope scope, const void *leader, unsigned int n)
+{
+	const struct flush_plan *p = flush_get_plan(f);
+
+	assert_true(i < p->n_calls);
+	assert_int_equal(p->calls[i].scope, scope);
+	assert_ptr_equal(p->members[p->calls[i].leader].owner, leader);
+	for (unsigned int j = 0; j < p->n_members; j++)
+		n -= p->members[j].call == i;
+	assert_int_equal(n, 0);
 }
 
 static void assert_answer_at(struct flush *f, uint64_t now, const void *owner, enum pmem_agent_answer answer, int error,
@@ -80,9 +96,17 @@ static void assert_nothing(struct flush *f)
 	assert_nothing_at(f, 999);
 }
 
+static void done_at(struct flush *f, uint64_t now, uint64_t round, enum pmem_agent_answer answer, int error)
+{
+	struct flush_outcome outcome;
+
+	flush_outcome_set(&outcome, answer, error);
+	flush_done(f, round, &outcome, FLUSH_ORIGIN_ROUND, at(now));
+}
+
 static void done(struct flush *f, uint64_t round, enum pmem_agent_answer answer, int error)
 {
-	flush_done(f, round, answer, error, FLUSH_ORIGIN_ROUND, at(50));
+	done_at(f, 50, round, answer, error);
 }
 
 static void test_one_request(void **state)
@@ -134,21 +158,140 @@ static void test_region_requests_share_a_round(void **state)
 	assert_nothing(f);
 }
 
-/* The error of a file waits in its open file description: another request's call can't fetch it. */
-static void test_file_requests_do_not(void **state)
+/* One call for the file, and for each other descriptor its own error. */
+static void test_requests_for_a_file_share_a_call(void **state)
+{
+	struct flush *f = *state;
+	struct flush_outcome outcome;
+	struct flush_counters counters;
+
+	arrive(f, &data, &a);
+	arrive(f, &region, &b);
+	arrive(f, &file, &c);
+	assert_start(f, 10, 1, &a);
+	assert_int_equal(flush_get_plan(f)->n_calls, 2);
+	assert_call(f, 0, FLUSH_FILE, &a, 2);
+	assert_call(f, 1, FLUSH_REGION, &b, 1);
+	assert_false(flush_get_plan(f)->members[0].fetch);
+	assert_true(flush_get_plan(f)->members[2].fetch);
+
+	flush_outcome_set(&outcome, PMEM_AGENT_DURABLE, 0);
+	outcome.descriptors[1] = (struct flush_outcome_of){ PMEM_AGENT_FAILED, ENOSPC };
+	flush_done(f, 1, &outcome, FLUSH_ORIGIN_ROUND, at(50));
+	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 10);
+	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 10);
+	assert_answer(f, &c, PMEM_AGENT_FAILED, ENOSPC, 0);
+	assert_nothing(f);
+
+	flush_get_counters(f, &counters);
+	assert_int_equal(counters.requests, 3);
+	assert_int_equal(counters.rounds, 1);
+	assert_int_equal(counters.confirmed, 1);
+	assert_int_equal(counters.calls[FLUSH_FILE], 1);
+	assert_int_equal(counters.calls[FLUSH_FILE_DATA], 0);
+	assert_int_equal(counters.calls[FLUSH_REGION], 1);
+}
+
+static void test_syncfs_from_four_files_on(void **state)
+{
+	static const struct flush_target files[] = {
+		{ FLUSH_FILE, 7, 11, true },
+		{ FLUSH_FILE_DATA, 7, 12, true },
+		{ FLUSH_FILE_DATA, 7, 13, true },
+		{ FLUSH_FILE, 7, 14, true },
+	};
+	struct flush *f = *state;
+
+	arrive(f, &files[0], &a);
+	arrive(f, &files[1], &b);
+	arrive(f, &files[2], &c);
+	assert_start(f, 10, 1, &a);
+	assert_int_equal(flush_get_plan(f)->n_calls, 3);
+	done(f, 1, PMEM_AGENT_UNKNOWN, 0);
+	for (unsigned int i = 0; i < 3; i++)
+		assert_true(flush_next(f, at(60), &(struct flush_action){}));
+
+	arrive(f, &files[0], &a);
+	arrive(f, &files[1], &b);
+	arrive(f, &files[2], &c);
+	arrive(f, &files[3], &d);
+	assert_start(f, 70, 2, &a);
+	assert_int_equal(flush_get_plan(f)->n_calls, 1);
+	assert_call(f, 0, FLUSH_FILESYSTEM, &a, 4);
+	for (unsigned int i = 0; i < 4; i++)
+		assert_true(flush_get_plan(f)->members[i].fetch); /* a syncfs reports no file's error */
+}
+
+/* It serves the region and the files; another's descriptor has an error of its own, which only syncfs fetches. */
+static void test_filesystem_serves(void **state)
 {
 	struct flush *f = *state;
 
 	arrive(f, &file, &a);
 	arrive(f, &region, &b);
+	arrive(f, &filesystem, &c);
+	arrive(f, &filesystem, &d);
+	assert_start(f, 10, 1, &a);
+	assert_int_equal(flush_get_plan(f)->n_calls, 3);
+	assert_call(f, 0, FLUSH_FILESYSTEM, &d, 1);
+	assert_call(f, 1, FLUSH_FILESYSTEM, &c, 2);
+	assert_call(f, 2, FLUSH_REGION, &b, 1);
+	assert_int_equal(flush_get_plan(f)->calls[2].served_by, 0);
+}
+
+/* Whoever floods the region leaves room for others. */
+static void test_calls_of_a_uid_are_bounded(void **state)
+{
+	static const struct flush_caller you = { .uid = UID + 1 };
+	_cleanup_(flush_freep) struct flush *f = flush_new(8, 8, 0, 0);
+	int owners[6];
+
+	for (unsigned int i = 0; i < 6; i++)
+		assert_int_equal(arrive(f, &filesystem, &owners[i]), 0);
+	assert_int_equal(flush_arrive(f, &filesystem, &you, &a), 0);
+	assert_int_equal(arrive(f, &region, &b), 0); /* needs no call of its own */
+	assert_start(f, 10, 1, &owners[0]);
+	assert_int_equal(flush_get_plan(f)->n_members, 6);
+	assert_ptr_equal(flush_get_plan(f)->members[4].owner, &a);
+	assert_ptr_equal(flush_get_plan(f)->members[5].owner, &b);
+	done(f, 1, PMEM_AGENT_UNKNOWN, 0);
+	for (unsigned int i = 0; i < 6; i++)
+		assert_true(flush_next(f, at(60), &(struct flush_action){}));
+	assert_start(f, 70, 2, &owners[4]);
+}
+
+static void test_descriptors_are_bounded(void **state)
+{
+	_cleanup_(flush_freep) struct flush *f = flush_new(300, 300, 0, 0);
+	static int owners[FLUSH_ROUND_MAX_DESCRIPTORS + 1];
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(owners); i++)
+		assert_int_equal(arrive(f, &file, &owners[i]), 0);
+	assert_int_equal(arrive(f, &region, &a), 0);
+	assert_start(f, 10, 1, &owners[0]);
+	assert_int_equal(flush_get_plan(f)->n_descriptors, FLUSH_ROUND_MAX_DESCRIPTORS);
+	assert_int_equal(flush_get_plan(f)->n_members, FLUSH_ROUND_MAX_DESCRIPTORS + 1);
+	assert_int_equal(flush_get_plan(f)->n_calls, 2);
+}
+
+/* Its place in the round goes to nobody else. */
+static void test_forgotten_in_mid_round(void **state)
+{
+	struct flush *f = *state;
+	struct flush_outcome outcome;
+
+	arrive(f, &file, &a);
+	arrive(f, &other, &b);
 	arrive(f, &file, &c);
 	assert_start(f, 10, 1, &a);
-	done(f, 1, PMEM_AGENT_DURABLE, 0);
-	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 10);
-	assert_start(f, 20, 2, &b);
-	done(f, 2, PMEM_AGENT_DURABLE, 0);
-	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 20);
-	assert_start(f, 30, 3, &c);
+	flush_forget(f, &a);
+	arrive(f, &file, &d);
+	flush_outcome_set(&outcome, PMEM_AGENT_DURABLE, 0);
+	outcome.calls[1] = (struct flush_outcome_of){ PMEM_AGENT_UNFLUSHED, 0 };
+	flush_done(f, 1, &outcome, FLUSH_ORIGIN_ROUND, at(50));
+	assert_answer(f, &b, PMEM_AGENT_UNFLUSHED, 0, 0);
+	assert_answer(f, &c, PMEM_AGENT_DURABLE, 0, 10);
+	assert_start(f, 100, 2, &d);
 }
 
 static void test_error_is_everyones(void **state)
@@ -202,8 +345,8 @@ static void test_target_failure_is_no_loss(void **state)
 	struct flush_status status;
 
 	arrive(f, &file, &a);
-	arrive(f, &file, &b);
 	assert_start(f, 10, 1, &a);
+	arrive(f, &file, &b);
 	done(f, 1, PMEM_AGENT_FAILED, ENOSPC);
 	assert_answer(f, &a, PMEM_AGENT_FAILED, ENOSPC, 0);
 	flush_get_status(f, &status);
@@ -289,16 +432,16 @@ static void test_deadline(void **state)
 
 static void test_quota(void **state)
 {
-	static const struct flush_caller one = { .uid = 1 }, other = { .uid = 2, .deadline_usec = 30 };
+	static const struct flush_caller one = { .uid = 1 }, two = { .uid = 2, .deadline_usec = 30 };
 	_cleanup_(flush_freep) struct flush *f = flush_new(DEPTH, 2, 0, 0);
 
 	assert_int_equal(flush_arrive(f, &file, &one, &a), 0);
 	assert_int_equal(flush_arrive(f, &file, &one, &b), 0);
 	assert_int_equal(flush_arrive(f, &file, &one, &c), PMEM_AGENT_BUSY);
-	assert_int_equal(flush_arrive(f, &file, &other, &c), 0);
-	assert_int_equal(flush_arrive(f, &file, &other, &d), 0);
+	assert_int_equal(flush_arrive(f, &file, &two, &c), 0);
+	assert_int_equal(flush_arrive(f, &file, &two, &d), 0);
 	flush_forget(f, &b);
-	assert_int_equal(flush_arrive(f, &file, &other, &b), PMEM_AGENT_BUSY);
+	assert_int_equal(flush_arrive(f, &file, &two, &b), PMEM_AGENT_BUSY);
 	assert_int_equal(flush_arrive(f, &file, &one, &b), 0);
 	assert_answer_at(f, 40, &c, PMEM_AGENT_TIMEOUT, ETIMEDOUT, 0);
 	assert_answer_at(f, 40, &d, PMEM_AGENT_TIMEOUT, ETIMEDOUT, 0);
@@ -328,32 +471,39 @@ static void test_gathering(void **state)
 	arrive(f, &region, &b);
 	assert_start(f, 52, 2, &a); /* all are back */
 
-	flush_done(f, 2, PMEM_AGENT_DURABLE, 0, FLUSH_ORIGIN_ROUND, at(92));
+	done_at(f, 92, 2, PMEM_AGENT_DURABLE, 0);
 	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 52);
 	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 52);
 	arrive(f, &region, &a);
 	assert_nothing_at(f, 101);
 	assert_start(f, 102, 3, &a); /* b does not come */
 
-	flush_done(f, 3, PMEM_AGENT_DURABLE, 0, FLUSH_ORIGIN_ROUND, at(142));
+	done_at(f, 142, 3, PMEM_AGENT_DURABLE, 0);
 	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 102);
 	arrive(f, &region, &a);
 	assert_start(f, 143, 4, &a); /* alone now */
 }
 
-/* Nobody could join the round of a file, so it waits for nobody. */
-static void test_files_do_not_gather(void **state)
+/* Files share calls as the region does; a filesystem waits for nobody. */
+static void test_what_gathers(void **state)
 {
 	struct flush *f = *state;
 
-	arrive(f, &region, &a);
-	arrive(f, &region, &b);
+	arrive(f, &file, &a);
+	arrive(f, &file, &b);
 	assert_start(f, 10, 1, &a);
-	arrive(f, &file, &c);
 	done(f, 1, PMEM_AGENT_DURABLE, 0);
 	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 10);
 	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 10);
-	assert_start(f, 51, 2, &c);
+	arrive(f, &file, &a);
+	assert_nothing_at(f, 51);
+	arrive(f, &region, &b);
+	assert_start(f, 52, 2, &a);
+	done(f, 2, PMEM_AGENT_DURABLE, 0);
+	assert_answer(f, &a, PMEM_AGENT_DURABLE, 0, 52);
+	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 52);
+	arrive(f, &filesystem, &c);
+	assert_start(f, 53, 3, &c);
 }
 
 /* Durable, but lost again before anyone was told. */
@@ -596,7 +746,12 @@ int main(void)
 		test(test_one_request),
 		test(test_late_request_waits),
 		test(test_region_requests_share_a_round),
-		test(test_file_requests_do_not),
+		test(test_requests_for_a_file_share_a_call),
+		test(test_syncfs_from_four_files_on),
+		test(test_filesystem_serves),
+		test(test_calls_of_a_uid_are_bounded),
+		test(test_descriptors_are_bounded),
+		test(test_forgotten_in_mid_round),
 		test(test_error_is_everyones),
 		test(test_loss_in_mid_round),
 		test(test_target_failure_is_no_loss),
@@ -606,7 +761,7 @@ int main(void)
 		test(test_deadline),
 		test(test_quota),
 		test(test_gathering),
-		test(test_files_do_not_gather),
+		test(test_what_gathers),
 		test(test_loss_before_the_answer),
 		test(test_gone),
 		test(test_adopted),

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <cmocka.h>
@@ -68,14 +69,14 @@ static void open_again(sd_id128_t boot_id)
 	assert_string_equal(page->identity, IDENTITY);
 }
 
-static struct worker_result make_round(const struct worker_round *round, int fd)
+static struct worker_result make_round(const struct worker_round *round, const int *fds)
 {
 	struct pollfd p = { .events = POLLIN };
 	struct worker_result result;
 
 	if (!worker)
 		assert_int_equal(worker_start(page, &worker), 0);
-	assert_int_equal(worker_begin(worker, round, fd), 0);
+	assert_int_equal(worker_begin(worker, round, fds), 0);
 	p.fd = worker_get_fd(worker);
 	assert_int_equal(poll(&p, 1, -1), 1);
 	assert_int_equal(worker_collect(worker, &result), 0);
@@ -124,16 +125,51 @@ static void test_torn_page_is_replaced(void **state)
 
 /* ---- rounds ---- */
 
+/* A target that nothing is known to lie below. */
+static struct worker_round round_of(uint64_t number)
+{
+	return (struct worker_round){ .round = number, .n_targets = 1 };
+}
+
+static unsigned int add_call(struct worker_round *round, enum flush_scope scope, int descriptor)
+{
+	round->calls[round->n_calls] =
+	    (struct worker_call){ .scope = scope, .descriptor = descriptor, .served_by = -1 };
+	return round->n_calls++;
+}
+
+static void add_descriptor(struct worker_round *round, unsigned int call, bool fetch)
+{
+	round->descriptors[round->n_descriptors++] = (struct worker_descriptor){ .call = call, .fetch = fetch };
+}
+
+static struct worker_round round_on_node(uint64_t number)
+{
+	struct worker_round round = round_of(number);
+
+	strcpy(round.region.path, target);
+	round.region.device = target_stat.st_dev;
+	round.region.inode = target_stat.st_ino;
+	add_call(&round, FLUSH_REGION, -1);
+	return round;
+}
+
+static struct worker_round round_on_attribute(uint64_t number, const char *path)
+{
+	struct worker_round round = round_of(number);
+
+	strcpy(round.region.path, path);
+	round.region.attribute = true;
+	add_call(&round, FLUSH_REGION, -1);
+	return round;
+}
+
 static void test_confirmed(void **state)
 {
-	struct worker_round round = { .round = 3, .call = WORKER_NODE };
-	struct worker_result result;
+	struct worker_round round = round_on_node(3);
+	struct worker_result result = make_round(&round, NULL);
 
-	strcpy(round.path, target);
-	round.device = target_stat.st_dev;
-	round.inode = target_stat.st_ino;
-	result = make_round(&round, -1);
-	assert_int_equal(result.answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_DURABLE);
 	assert_true(page->worker.started == 3);
 	assert_true(page->worker.durable == 3);
 	assert_true(page->worker.failed == 0);
@@ -142,35 +178,35 @@ static void test_confirmed(void **state)
 /* A file that has taken the place of the one that was meant: nothing is flushed, and nothing lost. */
 static void test_replaced(void **state)
 {
-	struct worker_round round = { .round = 3, .call = WORKER_NODE };
+	struct worker_round round = round_on_node(3);
 	struct worker_result result;
 
-	strcpy(round.path, target);
-	round.device = target_stat.st_dev;
-	round.inode = target_stat.st_ino + 1;
-	result = make_round(&round, -1);
-	assert_int_equal(result.error, ESTALE);
-	assert_int_equal(result.answer, PMEM_AGENT_UNKNOWN);
+	round.region.inode++;
+	result = make_round(&round, NULL);
+	assert_int_equal(result.outcome.calls[0].error, ESTALE);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_UNKNOWN);
+	assert_non_null(strstr(result.details[0], "could not be opened"));
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 0);
 }
 
 static void test_descriptor(void **state)
 {
-	struct worker_round round = { .round = 1, .call = WORKER_FDATASYNC };
+	struct worker_round round = round_of(1);
 	_cleanup_close_ int fd = open(target, O_RDONLY | O_CLOEXEC);
 
-	assert_int_equal(make_round(&round, fd).error, 0);
+	add_descriptor(&round, add_call(&round, FLUSH_FILE_DATA, 0), false);
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].error, 0);
 	assert_true(page->worker.durable == 1);
 }
 
 static void test_failed(void **state)
 {
-	struct worker_round round = { .round = 2, .call = WORKER_DEEP_FLUSH, .path = FAILING };
-	struct worker_result result = make_round(&round, -1);
+	struct worker_round round = round_on_attribute(2, FAILING);
+	struct worker_result result = make_round(&round, NULL);
 
-	assert_int_equal(result.error, EIO);
-	assert_int_equal(result.answer, PMEM_AGENT_LOST);
+	assert_int_equal(result.outcome.calls[0].error, EIO);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_LOST);
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 2);
 	assert_int_equal(page->worker.error, EIO);
@@ -180,11 +216,11 @@ static void test_failed(void **state)
 /* What is the target's own failure is no loss of the region's. */
 static void test_no_room(void **state)
 {
-	struct worker_round round = { .round = 2, .call = WORKER_DEEP_FLUSH, .path = "/dev/full" };
-	struct worker_result result = make_round(&round, -1);
+	struct worker_round round = round_on_attribute(2, "/dev/full");
+	struct worker_result result = make_round(&round, NULL);
 
-	assert_int_equal(result.error, ENOSPC);
-	assert_int_equal(result.answer, PMEM_AGENT_FAILED);
+	assert_int_equal(result.outcome.calls[0].error, ENOSPC);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_FAILED);
 	assert_true(page->worker.durable == 0);
 	assert_true(page->worker.failed == 0);
 }
@@ -192,21 +228,128 @@ static void test_no_room(void **state)
 /* A syncfs that may have sent no flush is not enough: what sends it comes after, whatever the method. */
 static void test_syncfs_then_flush(void **state)
 {
-	struct worker_round round = { .round = 1, .call = WORKER_SYNCFS, .then = WORKER_DEEP_FLUSH };
+	struct worker_round round = round_of(1);
 	_cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_close_ int attribute = open(target, O_RDONLY | O_CLOEXEC);
 	char text[4] = "";
 
-	strcpy(round.then_path, target);
-	assert_int_equal(make_round(&round, fd).error, 0);
+	add_descriptor(&round, add_call(&round, FLUSH_FILESYSTEM, 0), false);
+	round.calls[0].then_region = round.region.attribute = true;
+	strcpy(round.region.path, target);
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].error, 0);
 	assert_int_equal(read(attribute, text, sizeof(text)), 2);
 	assert_string_equal(text, "1\n");
 
-	round =
-	    (struct worker_round){ .round = 2, .call = WORKER_SYNCFS, .then = WORKER_DEEP_FLUSH, .then_path = FAILING };
-	assert_int_equal(make_round(&round, fd).error, EIO);
+	round.round = 2;
+	strcpy(round.region.path, FAILING);
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].error, EIO);
 	assert_true(page->worker.durable == 1);
 	assert_true(page->worker.failed == 2);
+}
+
+/* Each call and each descriptor has its own answer; the page says durable of all or of none. */
+static void test_each_its_own(void **state)
+{
+	struct worker_round round = round_on_attribute(1, "/dev/full");
+	int fds[] = { open(target, O_RDONLY | O_CLOEXEC), open(target, O_PATH | O_CLOEXEC),
+		      open(target, O_RDONLY | O_CLOEXEC) };
+	unsigned int file = add_call(&round, FLUSH_FILE, 0);
+	struct worker_result result;
+
+	add_descriptor(&round, file, false);
+	add_descriptor(&round, file, true);
+	add_descriptor(&round, 0, true);
+	result = make_round(&round, fds);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_FAILED);
+	assert_int_equal(result.outcome.calls[1].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(result.outcome.descriptors[0].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(result.outcome.descriptors[1].error, EBADF);
+	assert_int_equal(result.outcome.descriptors[1].answer, PMEM_AGENT_REFUSED);
+	assert_int_equal(result.outcome.descriptors[2].answer, PMEM_AGENT_DURABLE);
+	assert_true(page->worker.durable == 0 && page->worker.failed == 0 && page->worker.done == 1);
+	for (unsigned int i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+}
+
+/* After a loss nothing more is flushed, and nothing more is said. */
+static void test_lost_is_the_last(void **state)
+{
+	struct worker_round round = round_on_attribute(1, FAILING);
+	_cleanup_close_ int fd = open(target, O_RDONLY | O_CLOEXEC);
+	struct worker_result result;
+
+	add_descriptor(&round, add_call(&round, FLUSH_FILE, 0), false);
+	result = make_round(&round, &fd);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_LOST);
+	assert_int_equal(result.outcome.calls[1].answer, PMEM_AGENT_UNKNOWN);
+	assert_int_equal(result.outcome.descriptors[0].answer, PMEM_AGENT_UNKNOWN);
+	assert_true(page->worker.durable == 0 && page->worker.failed == 1);
+}
+
+/* What serves the region has failed by itself, so the region is flushed after all. */
+static void test_served(void **state)
+{
+	struct worker_round round = round_of(1);
+	_cleanup_close_ int good = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int bad = open(directory, O_PATH | O_CLOEXEC);
+	struct worker_result result;
+
+	add_descriptor(&round, add_call(&round, FLUSH_FILESYSTEM, 0), false);
+	round.calls[add_call(&round, FLUSH_REGION, -1)].served_by = 0;
+	round.region.attribute = true;
+	strcpy(round.region.path, FAILING);
+	result = make_round(&round, &good);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(result.outcome.calls[1].answer, PMEM_AGENT_DURABLE);
+
+	round.round = 2;
+	result = make_round(&round, &bad);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_REFUSED);
+	assert_int_equal(result.outcome.calls[1].answer, PMEM_AGENT_LOST);
+	assert_true(page->worker.durable == 1 && page->worker.failed == 2);
+}
+
+/* As much as one message takes, and nothing of it is kept. */
+static void test_full_round(void **state)
+{
+	static struct worker_round round;
+	int fds[WORKER_MAX_DESCRIPTORS];
+
+	assert_int_equal(worker_start(page, &worker), 0);
+	for (uint64_t number = 1; number <= 5; number++) {
+		round = round_of(number);
+		round.n_targets = WORKER_MAX_CALLS;
+		for (unsigned int i = 0; i < WORKER_MAX_CALLS; i++)
+			round.calls[add_call(&round, FLUSH_FILE_DATA, (int)i)].target = i;
+		for (unsigned int i = 0; i < WORKER_MAX_DESCRIPTORS; i++) {
+			fds[i] = open(target, O_RDONLY | O_CLOEXEC);
+			assert_true(fds[i] >= 0);
+			add_descriptor(&round, i % WORKER_MAX_CALLS, i >= WORKER_MAX_CALLS);
+		}
+		assert_int_equal(make_round(&round, fds).outcome.calls[WORKER_MAX_CALLS - 1].error, 0);
+		assert_true(page->worker.durable == number);
+		for (unsigned int i = 0; i < WORKER_MAX_DESCRIPTORS; i++)
+			close(fds[i]);
+	}
+}
+
+/* Fewer descriptors than it speaks of: it may not be what was asked for. */
+static void test_descriptors_kept_back(void **state)
+{
+	struct worker_round round = round_on_node(1);
+	struct rlimit few = { .rlim_cur = 20, .rlim_max = 20 };
+	int fds[100];
+
+	assert_int_equal(worker_start(page, &worker), 0);
+	assert_int_equal(prlimit(worker_get_pid(worker), RLIMIT_NOFILE, &few, NULL), 0);
+	for (unsigned int i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = open(target, O_RDONLY | O_CLOEXEC);
+		add_descriptor(&round, 0, true);
+	}
+	assert_int_equal(make_round(&round, fds).outcome.calls[0].answer, PMEM_AGENT_UNKNOWN);
+	assert_true(page->worker.durable == 0 && page->worker.failed == 0);
+	for (unsigned int i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
 }
 
 /* ---- who it is ---- */
@@ -281,6 +424,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_failed, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_room, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_syncfs_then_flush, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_each_its_own, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_lost_is_the_last, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_served, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_full_round, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_descriptors_kept_back, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_find, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_find_not_a_namesake, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_find_not_a_thread, set_up, tear_down),
