@@ -60,7 +60,7 @@ struct pmem_agent_page {
 		uint64_t started_usec; /* when the newest round began, CLOCK_REALTIME */
 		uint64_t started;      /* its number; stored before its system call */
 		uint64_t done;         /* newest round that returned; stored after everything else below */
-		uint64_t durable;      /* newest round that the host confirmed */
+		uint64_t durable;      /* newest round that made all of its requests durable */
 		uint64_t failed;       /* newest round whose failure is a loss */
 		int32_t error;         /* errno of that round */
 		uint32_t reserved2;
