@@ -60,7 +60,6 @@ struct flush {
 	struct flush_time in_flight; /* when it began */
 	struct flush_loss loss;      /* the newest, latched or not */
 	uint64_t acknowledged;
-	struct flush_counters counters;
 
 	struct {
 		struct waiter waiter;
@@ -186,7 +185,6 @@ int flush_arrive(struct flush *f, const struct flush_target *target, const struc
 	TAILQ_INSERT_TAIL(&f->waiting, w, entry);
 	w->client->n_waiting++;
 	f->n_waiting++;
-	f->counters.requests++;
 	if (w->deadline_usec < f->deadline_usec)
 		f->deadline_usec = w->deadline_usec;
 	if (joinable(w) && f->gather.missing > 0)
@@ -262,10 +260,6 @@ static void start(struct flush *f, struct flush_time now, struct flush_action *r
 		TAILQ_INSERT_TAIL(&f->joined, w, entry);
 	}
 	plan_finish(p);
-
-	f->counters.rounds++;
-	for (unsigned int i = 0; i < p->n_calls; i++)
-		f->counters.calls[p->calls[i].scope] += p->calls[i].served_by < 0;
 }
 
 /* `n` have been answered by a round that others could join. */
@@ -362,7 +356,6 @@ static void tell(struct flush *f, const struct flush_outcome *outcome, uint64_t 
 	struct waiter *w;
 
 	if (find_outcome(outcome->calls, f->plan.n_calls, PMEM_AGENT_DURABLE)) {
-		f->counters.confirmed++;
 		f->epoch = f->started;
 		f->epoch_usec = f->in_flight.realtime;
 	}
@@ -515,11 +508,6 @@ void flush_get_status(const struct flush *f, struct flush_status *ret)
 	};
 	if (f->latched)
 		ret->loss = f->loss;
-}
-
-void flush_get_counters(const struct flush *f, struct flush_counters *ret)
-{
-	*ret = f->counters;
 }
 
 const char *flush_scope_to_string(enum flush_scope scope)

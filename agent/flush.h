@@ -109,14 +109,6 @@ struct flush_status {
 	bool withheld;           /* what an earlier boot lost is not known */
 };
 
-/* Since flush_new(). */
-struct flush_counters {
-	uint64_t requests;              /* taken */
-	uint64_t rounds;                /* begun */
-	uint64_t confirmed;             /* of those */
-	uint64_t calls[N_FLUSH_SCOPES]; /* in their plans, but for those that another serves */
-};
-
 enum flush_action_type {
 	FLUSH_ACT_START,  /* begin `round`: flush_get_plan() */
 	FLUSH_ACT_ANSWER, /* tell `owner` its answer; it is forgotten here */
@@ -250,7 +242,6 @@ bool flush_stall(struct flush *f);
 void flush_gone(struct flush *f);
 
 void flush_get_status(const struct flush *f, struct flush_status *ret);
-void flush_get_counters(const struct flush *f, struct flush_counters *ret);
 
 static inline bool flush_status_in_flight(const struct flush_status *status)
 {

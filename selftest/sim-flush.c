@@ -109,7 +109,7 @@ static void arrive(struct sim *s)
 		return;
 	t->open = true;
 	s->n_tickets++;
-	s->counters.requests++;
+	s->n_requests++;
 	if (is_joinable(t) && s->gather.missing > 0)
 		s->gather.missing--;
 }
@@ -326,8 +326,7 @@ static bool start_agent(struct sim *s)
 	s->f = flush_new(s->depth, s->quota, s->page.started, s->page.epoch);
 	s->round = s->page.started;
 	s->epoch = s->page.epoch;
-	s->epoch_usec = 0;
-	memset(&s->counters, 0, sizeof(s->counters));
+	s->epoch_usec = s->n_rounds = s->n_requests = s->n_calls = 0;
 	s->gone = s->latched = s->overtaken = s->adopted = s->stalled = s->withheld = s->doubted = false;
 	memset(&s->gather, 0, sizeof(s->gather));
 	return s->f != NULL;

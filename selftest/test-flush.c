@@ -163,7 +163,6 @@ static void test_requests_for_a_file_share_a_call(void **state)
 {
 	struct flush *f = *state;
 	struct flush_outcome outcome;
-	struct flush_counters counters;
 
 	arrive(f, &data, &a);
 	arrive(f, &region, &b);
@@ -182,14 +181,6 @@ static void test_requests_for_a_file_share_a_call(void **state)
 	assert_answer(f, &b, PMEM_AGENT_DURABLE, 0, 10);
 	assert_answer(f, &c, PMEM_AGENT_FAILED, ENOSPC, 0);
 	assert_nothing(f);
-
-	flush_get_counters(f, &counters);
-	assert_int_equal(counters.requests, 3);
-	assert_int_equal(counters.rounds, 1);
-	assert_int_equal(counters.confirmed, 1);
-	assert_int_equal(counters.calls[FLUSH_FILE], 1);
-	assert_int_equal(counters.calls[FLUSH_FILE_DATA], 0);
-	assert_int_equal(counters.calls[FLUSH_REGION], 1);
 }
 
 static void test_syncfs_from_four_files_on(void **state)
