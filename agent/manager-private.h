@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * manager-private: what the five files of the owner's floor share
+ * manager-private: what the six files of the owner's floor share
  *
- *   manager.c  which regions there are, and who is told
- *   round.c    the rounds of one region: its worker, its page, its losses
- *   loss.c     what is remembered of losses, beyond the agent and beyond the boot
- *   watch.c    the losses that only the witness saw
- *   request.c  from a door's call to its answer
+ *   manager.c    which regions there are, and who is told
+ *   round.c      the rounds of one region: its worker, its page, its losses
+ *   round-set.c  from the plan of a round to what its worker is told
+ *   loss.c       what is remembered of losses, beyond the agent and beyond the boot
+ *   watch.c      the losses that only the witness saw
+ *   request.c    from a door's call to its answer
  */
 #pragma once
 
@@ -151,6 +152,11 @@ const char *round_get_detail(const struct manager_region *mr, const struct part 
 
 /* There may be something to start or to answer: from the loop, not from within the call. */
 void round_kick(struct manager_region *mr);
+
+/* ---- round-set.c ---- */
+
+/* `mr->round`, by the plan of `mr->flush`; `ret_fds`: the descriptors of its members, still theirs. */
+void round_set(struct manager_region *mr, uint64_t number, int ret_fds[static WORKER_MAX_DESCRIPTORS]);
 
 /* ---- loss.c ---- */
 
