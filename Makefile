@@ -31,7 +31,8 @@ dbusinterfacedir ?= $(call pc-dir,dbus-1,interfaces_dir,/usr/share/dbus-1/interf
 polkitdir ?= $(call pc-dir,polkit-gobject-1,actiondir,/usr/share/polkit-1/actions)
 completionsdir ?= $(call pc-dir,bash-completion,completionsdir,/usr/share/bash-completion/completions)
 
-build := $(patsubst %/,%,$(O))
+# The same name for the same place, however it is given: what depends on what is remembered by names.
+build := $(patsubst $(CURDIR)/%,%,$(abspath $(O)))
 Q := $(if $(filter-out 0,$(V)),,@)
 silent := $(findstring s,$(firstword -$(MAKEFLAGS)))
 say = $(if $(silent)$(filter-out 0,$(V)),@:,@printf '  %-7s %s\n')
