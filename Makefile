@@ -128,6 +128,7 @@ installed = \
 	755:$(build)/pmemctl:$(bindir)/pmemctl \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
 	644:units/pmem-agent.service:$(unitdir)/pmem-agent.service \
+	644:units/pmem-agent.socket:$(unitdir)/pmem-agent.socket \
 	644:units/pmem-async@.target:$(unitdir)/pmem-async@.target \
 	644:units/pmem-agent.sysusers:$(sysusersdir)/pmem-agent.conf \
 	644:udev/90-pmem-agent.rules:$(udevrulesdir)/90-pmem-agent.rules \

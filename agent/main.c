@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
@@ -16,6 +17,7 @@
 #include "lib/wire.h"
 #include "log.h"
 #include "manager.h"
+#include "sock.h"
 #include "state.h"
 
 #ifndef PMEM_AGENT_CONF
@@ -28,7 +30,10 @@ struct agent {
 	struct bus *bus;
 	struct host *host;
 	struct hotplug *hotplug;
+	struct sock *sock;
 	bool stopping;
+	unsigned int n_stopping; /* what the end waits for */
+	bool clean;              /* as the manager stopped */
 };
 
 static const char *conf_path = PMEM_AGENT_CONF;
@@ -90,15 +95,36 @@ static int parse_arguments(int argc, char **argv)
 
 /* ---- stopping ---- */
 
-static void on_stopped(bool clean, void *userdata)
+/* Each of the two parts comes here; after the last one may be told whether all was well until then. */
+static void part_stopped(struct agent *a)
+{
+	struct flush_status status;
+
+	if (--a->n_stopping > 0)
+		return;
+	for (struct manager_region *mr = NULL; (mr = manager_next_region(a->manager, mr));) {
+		manager_region_get_status(mr, &status);
+		if (status.loss.number > 0)
+			a->clean = false;
+	}
+	host_shutdown(a->host, a->clean);
+	log_daemon(a->clean ? LOG_INFO : LOG_WARNING, LOG_EVENT_STOPPED, "stopping: %s",
+		   a->clean ? "every region that the agent flushes has been flushed once more"
+			    : "not every region could be flushed once more");
+	sd_event_exit(a->event, 0);
+}
+
+static void on_sock_stopped(void *userdata)
+{
+	part_stopped(userdata);
+}
+
+static void on_manager_stopped(bool clean, void *userdata)
 {
 	struct agent *a = userdata;
 
-	host_shutdown(a->host, clean);
-	log_daemon(clean ? LOG_INFO : LOG_WARNING, LOG_EVENT_STOPPED, "stopping: %s",
-		   clean ? "every region that the agent flushes has been flushed once more"
-			 : "not every region could be flushed once more");
-	sd_event_exit(a->event, 0);
+	a->clean = clean;
+	part_stopped(a);
 }
 
 static int on_signal(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
@@ -109,7 +135,10 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *inf
 		return 0;
 	a->stopping = true;
 	sd_notify(false, "STOPPING=1");
-	manager_stop(a->manager, on_stopped, a);
+	a->n_stopping = 2;
+	/* What is in its queue first, so that it shares the last rounds. */
+	sock_stop(a->sock, on_sock_stopped, a);
+	manager_stop(a->manager, on_manager_stopped, a);
 	return 0;
 }
 
@@ -195,6 +224,9 @@ static int start(struct agent *a)
 	r = hotplug_new(a->manager, a->host, &a->hotplug);
 	if (r < 0)
 		return r;
+	r = sock_new(a->manager, runtime_dir, &a->sock);
+	if (r < 0)
+		return r;
 	return bus_new(a->manager, &a->bus);
 }
 
@@ -213,6 +245,7 @@ static void report_start(struct agent *a)
 static void tear_down(struct agent *a)
 {
 	bus_free(a->bus);
+	sock_free(a->sock);
 	hotplug_free(a->hotplug);
 	host_free(a->host);
 	manager_free(a->manager);

@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * wire: what the agent shares with other processes: the answers, and the region page
+ * wire: what the agent shares with other processes: the answers, the packets of its socket, and the region page
  */
 #pragma once
 
 #include <stdint.h>
 
+#if defined(__cplusplus) && !defined(_Static_assert)
+#define _Static_assert static_assert
+#endif
+
 #define PMEM_AGENT_RUNTIME_DIR "/run/pmem-agent"
+#define PMEM_AGENT_SOCKET_NAME "socket"
 
 /*
  * Every request ends in exactly one of these. Only PMEM_AGENT_DURABLE is a promise; everything else promises nothing,
@@ -32,6 +37,73 @@ enum pmem_agent_answer {
 	PMEM_AGENT_TIMEOUT,     /* not known yet at the caller's deadline; the flush goes on */
 	PMEM_AGENT_N_ANSWERS,
 };
+
+/*
+ * The socket: /run/pmem-agent/socket, SOCK_SEQPACKET, native byte order. A request is one packet and brings exactly one
+ * descriptor (SCM_RIGHTS): what it stands for is to be made durable. Each request has one reply, in any order, and
+ * replies carry the id of their request. See pmem-agent-socket(7).
+ *
+ * `version`, `type` and `id` stay where they are in every version.
+ */
+#define PMEM_AGENT_WIRE_VERSION 1
+#define PMEM_AGENT_MAX_REGIONS  16  /* below one target */
+#define PMEM_AGENT_DETAIL_MAX   208 /* with its '\0' */
+
+enum pmem_agent_packet {
+	PMEM_AGENT_PACKET_FLUSH = 1, /* a request, and its reply */
+	PMEM_AGENT_PACKET_ERROR, /* a reply to what is no request; id 0: to all that the connection still waits for */
+};
+
+enum pmem_agent_scope {
+	PMEM_AGENT_SCOPE_AUTO,       /* a directory: its filesystem; a file: itself; a device: its region */
+	PMEM_AGENT_SCOPE_FILE,       /* as fsync */
+	PMEM_AGENT_SCOPE_FILE_DATA,  /* as fdatasync */
+	PMEM_AGENT_SCOPE_FILESYSTEM, /* as syncfs */
+	PMEM_AGENT_SCOPE_REGION,     /* the memory alone; of a file: its layout is fixed, says who asks */
+	PMEM_AGENT_N_SCOPES,
+};
+
+/* What an answer rests on. */
+enum pmem_agent_basis {
+	PMEM_AGENT_BASIS_NONE,      /* it is not durable */
+	PMEM_AGENT_BASIS_OWN_FLUSH, /* the agent's own flush succeeded */
+	PMEM_AGENT_BASIS_WATCHED,   /* moreover, no other program has taken an error meanwhile */
+	PMEM_AGENT_N_BASES,
+};
+
+struct pmem_agent_request {
+	uint32_t version;
+	uint32_t type;
+	uint64_t id;           /* the client's; no two that wait should have the same */
+	uint32_t scope;        /* enum pmem_agent_scope */
+	uint32_t flags;        /* 0 */
+	uint64_t timeout_usec; /* from its arrival to PMEM_AGENT_TIMEOUT; 0: none */
+	uint64_t reserved[4];  /* 0 */
+};
+
+/* A region, by the name of its page (16 hexadecimal digits, then ".page"), and the round that confirmed. */
+struct pmem_agent_epoch {
+	uint64_t page;
+	uint64_t epoch;
+};
+
+struct pmem_agent_reply {
+	uint32_t version; /* the agent's */
+	uint32_t type;
+	uint64_t id;
+	uint32_t answer;       /* enum pmem_agent_answer */
+	int32_t error;         /* the errno that fits, positive; 0 with PMEM_AGENT_DURABLE only */
+	uint32_t scope;        /* what was flushed, never _AUTO; the next four with PMEM_AGENT_DURABLE only, else 0 */
+	uint32_t basis;        /* enum pmem_agent_basis */
+	uint64_t durable_usec; /* stores made before this are durable, CLOCK_REALTIME */
+	uint32_t n_regions;
+	uint32_t reserved;
+	struct pmem_agent_epoch regions[PMEM_AGENT_MAX_REGIONS];
+	char detail[PMEM_AGENT_DETAIL_MAX]; /* why it isn't durable, for people */
+};
+
+_Static_assert(sizeof(struct pmem_agent_request) == 64, "a request is 64 bytes");
+_Static_assert(sizeof(struct pmem_agent_reply) == 512, "a reply is 512 bytes");
 
 /*
  * The page of a region: a file under /run/pmem-agent/ (the D-Bus property Page names it), 4096 bytes, native byte

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * sock-connection: packets in, replies out
+ *
+ * Whatever a peer sends is read to its end before the connection is closed, since closing a socket drops the
+ * descriptors that are still in it, and that can hang.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "answer.h"
+#include "packet.h"
+#include "sock-private.h"
+
+struct sock_request {
+	struct connection *connection;
+	struct request *request; /* NULL: it has been answered */
+	struct pmem_agent_reply reply;
+	TAILQ_ENTRY(sock_request) entry;
+};
+
+_Static_assert((int)PMEM_AGENT_SCOPE_AUTO == (int)MOUNT_SCOPE_AUTO &&
+		   (int)PMEM_AGENT_SCOPE_FILE == (int)MOUNT_SCOPE_FILE &&
+		   (int)PMEM_AGENT_SCOPE_FILE_DATA == (int)MOUNT_SCOPE_FILE_DATA &&
+		   (int)PMEM_AGENT_SCOPE_FILESYSTEM == (int)MOUNT_SCOPE_FILESYSTEM &&
+		   (int)PMEM_AGENT_SCOPE_REGION == (int)MOUNT_SCOPE_REGION,
+	       "a scope has the same number inside and outside");
+_Static_assert(PMEM_AGENT_MAX_REGIONS >= MOUNT_MAX_LEAVES, "a reply has room for every region of a target");
+
+/* ---- requests ---- */
+
+static struct sock_request *sock_request_new(struct connection *c, const struct pmem_agent_request *request)
+{
+	struct sock_request *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return NULL;
+	r->connection = c;
+	r->reply.version = PMEM_AGENT_WIRE_VERSION;
+	r->reply.type = PMEM_AGENT_PACKET_FLUSH;
+	r->reply.id = request->id;
+	TAILQ_INSERT_TAIL(&c->waiting, r, entry);
+	c->n_outstanding++;
+	c->user->n_requests++;
+	c->sock->n_requests++;
+	return r;
+}
+
+/* On no list any more. */
+static void sock_request_free(struct sock_request *r)
+{
+	struct connection *c = r->connection;
+
+	request_cancel(r->request);
+	c->n_outstanding--;
+	c->user->n_requests--;
+	c->sock->n_requests--;
+	free(r);
+}
+
+static void drop_one(struct sock_request_list *list)
+{
+	struct sock_request *r = TAILQ_FIRST(list);
+
+	if (!r)
+		return;
+	TAILQ_REMOVE(list, r, entry);
+	sock_request_free(r);
+}
+
+/* ---- replies ---- */
+
+/* 0; -EAGAIN: no room at the peer's; another negative errno. */
+static int send_reply(const struct connection *c, const struct pmem_agent_reply *reply)
+{
+	return send(c->fd, reply, sizeof(*reply), MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* What is still to be read is, and what is in work is given up, piece by piece: the loop comes back for it. */
+static void leave(struct connection *c)
+{
+	c->left = true;
+	shutdown(c->fd, SHUT_RDWR);
+}
+
+/* `r`, whose reply is complete, goes to the peer as soon as there is room. */
+static void answer(struct sock_request *r)
+{
+	struct connection *c = r->connection;
+	int e;
+
+	r->request = NULL;
+	TAILQ_REMOVE(&c->waiting, r, entry);
+	e = c->left ? -EPIPE : TAILQ_EMPTY(&c->replies) ? send_reply(c, &r->reply) : -EAGAIN;
+	if (e == -EAGAIN) {
+		TAILQ_INSERT_TAIL(&c->replies, r, entry);
+		return;
+	}
+	sock_request_free(r);
+	if (e < 0 && !c->left)
+		leave(c);
+}
+
+static void send_waiting_replies(struct connection *c)
+{
+	struct sock_request *r;
+	int e = 0;
+
+	while ((r = TAILQ_FIRST(&c->replies)) && e == 0) {
+		e = send_reply(c, &r->reply);
+		if (e == 0)
+			drop_one(&c->replies);
+	}
+	if (e < 0 && e != -EAGAIN)
+		leave(c);
+}
+
+/* `error`: what is behind the answer, 0 if nothing is known. */
+static void set_answer(struct pmem_agent_reply *reply, enum pmem_agent_answer what, int error, const char *detail)
+{
+	/* Only these two tell more by it than by the answer. */
+	bool own = error > 0 && (what == PMEM_AGENT_FAILED || what == PMEM_AGENT_REFUSED);
+
+	reply->answer = what;
+	reply->error = own ? error : answer_get(what)->error;
+	if (what != PMEM_AGENT_DURABLE)
+		snprintf(reply->detail, sizeof(reply->detail), "%s", detail[0] ? detail : answer_get(what)->meaning);
+}
+
+static uint32_t scope_of(enum flush_scope scope)
+{
+	switch (scope) {
+	case FLUSH_REGION:
+		return PMEM_AGENT_SCOPE_REGION;
+	case FLUSH_FILESYSTEM:
+		return PMEM_AGENT_SCOPE_FILESYSTEM;
+	case FLUSH_FILE:
+		return PMEM_AGENT_SCOPE_FILE;
+	case FLUSH_FILE_DATA:
+		return PMEM_AGENT_SCOPE_FILE_DATA;
+	case N_FLUSH_SCOPES:
+		break;
+	}
+	return PMEM_AGENT_SCOPE_AUTO;
+}
+
+static void set_durable(struct pmem_agent_reply *reply, const struct request_result *result)
+{
+	reply->scope = scope_of(result->scope);
+	reply->basis = strcmp(result->basis, "watched") == 0 ? PMEM_AGENT_BASIS_WATCHED : PMEM_AGENT_BASIS_OWN_FLUSH;
+	reply->durable_usec = result->durable_usec;
+	reply->n_regions = result->n_epochs;
+	for (unsigned int i = 0; i < result->n_epochs; i++) {
+		const struct region *region = manager_region_get(result->epochs[i].region);
+
+		reply->regions[i].page = region_identity_hash(region->identity);
+		reply->regions[i].epoch = result->epochs[i].epoch;
+	}
+}
+
+/* ---- packets ---- */
+
+static void update(struct connection *c);
+
+static void on_request_done(const struct request_result *result, void *userdata)
+{
+	struct sock_request *r = userdata;
+	struct connection *c = r->connection;
+
+	set_answer(&r->reply, result->answer, result->error, result->detail);
+	if (result->answer == PMEM_AGENT_DURABLE)
+		set_durable(&r->reply, result);
+	answer(r);
+	update(c);
+}
+
+static struct flush_caller caller_of(const struct connection *c, uint64_t timeout_usec)
+{
+	uint64_t now = now_usec(CLOCK_MONOTONIC);
+
+	return (struct flush_caller){
+		.uid = c->user->uid,
+		.deadline_usec = timeout_usec == 0                     ? 0
+				 : timeout_usec > UINT64_MAX - 1 - now ? UINT64_MAX - 1
+								       : now + timeout_usec,
+	};
+}
+
+/* 0: it will be answered; else the answer, or a negative errno. */
+static int begin(struct sock_request *r, struct packet *p, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct connection *c = r->connection;
+	struct flush_caller caller = caller_of(c, p->request.timeout_usec);
+
+	if (c->sock->n_requests > c->sock->max_requests || c->user->n_requests > sock_share(c->sock->max_requests)) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait at the socket already, %u of them yours",
+			 c->sock->n_requests - 1, c->user->n_requests - 1);
+		return PMEM_AGENT_BUSY;
+	}
+	return manager_flush_fd(c->sock->manager, packet_take_fd(p), (enum mount_scope)p->request.scope, &caller,
+				on_request_done, r, &r->request, detail);
+}
+
+static void handle(struct connection *c, struct packet *p)
+{
+	struct sock_request *r = sock_request_new(c, &p->request);
+	char detail[MOUNT_DETAIL_MAX] = "";
+	int e;
+
+	if (!r) {
+		leave(c);
+		return;
+	}
+	e = packet_check(p, detail, sizeof(detail));
+	if (e == PMEM_AGENT_REFUSED)
+		r->reply.type = PMEM_AGENT_PACKET_ERROR;
+	if (e == 0)
+		e = begin(r, p, detail);
+	if (e == 0)
+		return;
+	if (e < 0)
+		set_answer(&r->reply, PMEM_AGENT_REFUSED, -e, strerrordesc_np(-e));
+	else
+		set_answer(&r->reply, (enum pmem_agent_answer)e, 0, detail);
+	answer(r);
+}
+
+static void receive(struct connection *c)
+{
+	struct packet p;
+	unsigned int work = 0;
+	int r;
+
+	while (!c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING && work < SOCK_WORK_PER_DISPATCH) {
+		r = packet_receive(c->fd, &p);
+		/* An error of the connection is told once, and what had come before it is still there. */
+		if (r == -ECONNRESET || r == -EINTR)
+			continue;
+		if (r == -EAGAIN)
+			return;
+		c->ended = r <= 0;
+		if (r < 0)
+			leave(c);
+		work += 1 + p.n_fds;
+		if (r > 0 && !c->left)
+			handle(c, &p);
+		packet_clear(&p);
+	}
+}
+
+/* ---- the connection ---- */
+
+/* What is to be waited for now. Frees the connection if there is nothing. */
+static void update(struct connection *c)
+{
+	uint32_t events = 0;
+
+	if (c->ended && c->n_outstanding == 0) {
+		connection_free(c);
+		return;
+	}
+	if (!c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING)
+		events |= EPOLLIN;
+	if (!TAILQ_EMPTY(&c->replies))
+		events |= EPOLLOUT;
+	sd_event_source_set_io_events(c->source, events);
+}
+
+static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct connection *c = userdata;
+
+	if (revents & (EPOLLHUP | EPOLLERR) && !c->left)
+		leave(c);
+	if (c->left)
+		for (unsigned int i = 0; i < SOCK_WORK_PER_DISPATCH; i++)
+			drop_one(TAILQ_EMPTY(&c->replies) ? &c->waiting : &c->replies);
+	else if (revents & EPOLLOUT)
+		send_waiting_replies(c);
+	receive(c);
+	update(c);
+	return 0;
+}
+
+int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret)
+{
+	struct connection *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c) {
+		safe_close(fd);
+		sock_connection_gone(s, user);
+		return -ENOMEM;
+	}
+	c->sock = s;
+	c->user = user;
+	c->fd = fd;
+	TAILQ_INIT(&c->waiting);
+	TAILQ_INIT(&c->replies);
+	TAILQ_INSERT_TAIL(&s->connections, c, entry);
+	r = packet_prepare(fd);
+	if (r >= 0)
+		r = sd_event_add_io(manager_get_event(s->manager), &c->source, fd, EPOLLIN, on_io, c);
+	if (r < 0) {
+		connection_free(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+struct connection *connection_free(struct connection *c)
+{
+	struct sock *s = c->sock;
+	struct sock_user *user = c->user;
+
+	while (!TAILQ_EMPTY(&c->waiting))
+		drop_one(&c->waiting);
+	while (!TAILQ_EMPTY(&c->replies))
+		drop_one(&c->replies);
+	sd_event_source_disable_unref(c->source);
+	safe_close(c->fd);
+	TAILQ_REMOVE(&s->connections, c, entry);
+	free(c);
+	sock_connection_gone(s, user);
+	return NULL;
+}
+
+void connection_refuse(struct connection *c, const char *detail)
+{
+	struct pmem_agent_reply reply = { .version = PMEM_AGENT_WIRE_VERSION, .type = PMEM_AGENT_PACKET_ERROR };
+
+	set_answer(&reply, PMEM_AGENT_BUSY, 0, detail);
+	send_reply(c, &reply);
+	leave(c);
+}
+
+void connection_stop(struct connection *c)
+{
+	shutdown(c->fd, SHUT_RD);
+	receive(c);
+	update(c);
+}
+
+void connection_abandon(struct connection *c)
+{
+	struct sock_request *r;
+	struct packet p;
+
+	while ((r = TAILQ_FIRST(&c->waiting))) {
+		request_cancel(r->request);
+		set_answer(&r->reply, PMEM_AGENT_UNKNOWN, 0,
+			   "the agent stops, and the host has not confirmed the flush");
+		answer(r);
+	}
+	leave(c);
+	while (!c->ended) {
+		c->ended = packet_receive(c->fd, &p) == 0;
+		packet_clear(&p);
+	}
+	connection_free(c);
+}

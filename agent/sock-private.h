@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * sock-private: what the two files of the socket's door share
+ *
+ *   sock.c             who listens, who may connect, how it ends
+ *   sock-connection.c  packets in, replies out
+ */
+#pragma once
+
+#include <sys/queue.h>
+
+#include "lib/wire.h"
+#include "sock.h"
+
+/* Requests of one connection that have no reply yet, or whose reply the peer hasn't taken: beyond, it isn't read. */
+#define SOCK_MAX_OUTSTANDING 64
+
+/* What one connection may have us do before others get their turn. */
+#define SOCK_WORK_PER_DISPATCH 16
+
+struct sock_request;
+
+/* One user's share. */
+struct sock_user {
+	uid_t uid;
+	unsigned int n_connections, n_requests;
+	TAILQ_ENTRY(sock_user) entry;
+};
+
+TAILQ_HEAD(sock_user_list, sock_user);
+TAILQ_HEAD(connection_list, connection);
+TAILQ_HEAD(sock_request_list, sock_request);
+
+struct connection {
+	struct sock *sock;
+	struct sock_user *user;
+	int fd;
+	sd_event_source *source;
+	struct sock_request_list waiting;
+	struct sock_request_list replies; /* the peer has no room for */
+	unsigned int n_outstanding;       /* on both lists */
+	bool ended;                       /* nothing more will come in */
+	bool left;                        /* nothing goes out: the peer is gone, or we want no more of it */
+	TAILQ_ENTRY(connection) entry;
+};
+
+struct sock {
+	struct manager *manager;
+	int fd;
+	char path[108]; /* "": the listening socket is systemd's */
+	sd_event_source *listen_source;
+	sd_event_source *retry_source; /* accepts again after a shortage */
+	unsigned int max_connections, max_requests;
+	unsigned int n_connections, n_requests;
+	struct connection_list connections;
+	struct sock_user_list users;
+
+	struct {
+		void (*done)(void *userdata);
+		void *userdata;
+		sd_event_source *timer;
+	} stop;
+};
+
+/* ---- sock.c ---- */
+
+/* Shares for all but the last: one user can't take everything. */
+static inline unsigned int sock_share(unsigned int all)
+{
+	return all - all / 4;
+}
+
+/* A connection has gone, and is off the list. */
+void sock_connection_gone(struct sock *s, struct sock_user *user);
+
+/* ---- sock-connection.c ---- */
+
+/* Takes `fd` over, and has `user` counted already. 0 or a negative errno. */
+int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret);
+struct connection *connection_free(struct connection *c);
+
+/* Tells why, and ends it; what it sent is not looked at. */
+void connection_refuse(struct connection *c, const char *detail);
+
+/* Nothing more is taken in: the peer knows of each packet whether it came before. Frees it if it waits for nothing. */
+void connection_stop(struct connection *c);
+
+/* Who waits is told that nobody knows, and the connection is freed. */
+void connection_abandon(struct connection *c);
