@@ -8,6 +8,8 @@ prefix ?= /usr/local
 sbindir ?= $(prefix)/sbin
 bindir ?= $(prefix)/bin
 libexecdir ?= $(prefix)/libexec
+libdir ?= $(prefix)/lib
+includedir ?= $(prefix)/include
 mandir ?= $(prefix)/share/man
 sysconfdir ?= /etc
 
@@ -52,11 +54,12 @@ tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 
 objects := $(sources:%.c=$(build)/%.o)
+lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
 programs := $(mains:%=$(build)/%)
-manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd))
+manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd))
 test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%)
 
-all: $(programs) $(manuals)
+all: $(programs) $(build)/libpmem-agent.a $(manuals)
 
 $(build)/%.o: %.c $(build)/.deps-ok
 	$(say) CC $<
@@ -64,6 +67,8 @@ $(build)/%.o: %.c $(build)/.deps-ok
 	$(Q)$(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules)) -MMD -MP -c -o $@ $<
 
 $(build)/libagent.a: $(objects)
+$(build)/libpmem-agent.a: $(lib-objects)
+$(build)/%.a:
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 
@@ -73,7 +78,7 @@ $(programs):
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules))
 
-$(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a
+$(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a $(build)/libpmem-agent.a
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
 
@@ -88,7 +93,7 @@ $(manuals): $(build)/%: %.scd $(build)/.deps-ok
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
-	rm -rf $(build)/agent $(build)/selftest $(build)/libagent.a $(programs) $(test-programs)
+	rm -rf $(build)/agent $(build)/lib $(build)/selftest $(build)/*.a $(programs) $(test-programs)
 
 # ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
 
@@ -126,6 +131,9 @@ deps:
 installed = \
 	755:$(build)/pmem-agent:$(sbindir)/pmem-agent \
 	755:$(build)/pmemctl:$(bindir)/pmemctl \
+	644:$(build)/libpmem-agent.a:$(libdir)/libpmem-agent.a \
+	644:lib/pmem-agent.h:$(includedir)/pmem-agent/pmem-agent.h \
+	644:lib/wire.h:$(includedir)/pmem-agent/wire.h \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
 	644:units/pmem-agent.service:$(unitdir)/pmem-agent.service \
 	644:units/pmem-agent.socket:$(unitdir)/pmem-agent.socket \
@@ -163,7 +171,7 @@ announce = $(Q)[ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
 
 uninstall:
 	$(Q)rm -f $(foreach row,$(installed),"$(DESTDIR)$(lastword $(subst :, ,$(row)))")
-	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" 2>/dev/null || true
+	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" "$(DESTDIR)$(includedir)/pmem-agent" 2>/dev/null || true
 	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
 
 # ---- tests ----
@@ -196,7 +204,7 @@ format:
 	clang-format -i $(wildcard agent/*.[ch] lib/*.[ch] selftest/*.[ch] selftest/vm/*.c)
 
 compile_commands.json: export COMMAND = $(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null)
-compile_commands.json: Makefile $(wildcard agent/*.c selftest/*.c)
+compile_commands.json: Makefile $(wildcard agent/*.c lib/*.c selftest/*.c)
 	$(Q)command=$$(printf '%s' "$$COMMAND" | sed 's/["\\]/\\&/g'); separator=; { echo '['; \
 	for f in $(filter %.c,$^); do \
 		printf '%s{"directory": "%s", "file": "%s", "command": "%s -c %s"}' "$$separator" '$(CURDIR)' $$f "$$command" $$f; \
@@ -223,4 +231,4 @@ help:
 
 .PHONY: all tests check check-fast soak demo clean deps install uninstall format help
 .SECONDARY:
--include $(objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)
+-include $(objects:.o=.d) $(lib-objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)
