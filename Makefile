@@ -52,12 +52,13 @@ main-pmemctl := agent/pmemctl.c
 sources := $(filter-out $(foreach m,$(mains),$(main-$(m))),$(wildcard agent/*.c))
 tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
+stresses := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c))
 
 objects := $(sources:%.c=$(build)/%.o)
 lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
 programs := $(mains:%=$(build)/%)
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd))
-test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%)
+test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(stresses:%=$(build)/%)
 
 all: $(programs) $(build)/libpmem-agent.a $(manuals)
 
@@ -86,6 +87,11 @@ $(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a $(build)/libpmem
 $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+# As an application would be linked.
+$(build)/stress-%: $(build)/selftest/stress-%.o $(build)/libpmem-agent.a
+	$(say) LD $@
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^
 
 $(manuals): $(build)/%: %.scd $(build)/.deps-ok
 	$(say) MAN $@
