@@ -49,25 +49,38 @@ static struct sock_request *sock_request_new(struct connection *c, const struct 
 	return r;
 }
 
-/* On no list any more. */
-static void sock_request_free(struct sock_request *r)
+/* It has its answer, or needs none; off its list. */
+static void sock_request_end(struct sock_request *r)
 {
 	struct connection *c = r->connection;
 
-	request_cancel(r->request);
-	c->n_outstanding--;
+	TAILQ_REMOVE(&c->waiting, r, entry);
 	c->user->n_requests--;
 	c->sock->n_requests--;
+	r->request = NULL;
+}
+
+/* On no list any more. */
+static void sock_request_free(struct sock_request *r)
+{
+	r->connection->n_outstanding--;
 	free(r);
 }
 
-static void drop_one(struct sock_request_list *list)
+static void drop_waiting(struct connection *c)
 {
-	struct sock_request *r = TAILQ_FIRST(list);
+	struct sock_request *r = TAILQ_FIRST(&c->waiting);
 
-	if (!r)
-		return;
-	TAILQ_REMOVE(list, r, entry);
+	request_cancel(r->request);
+	sock_request_end(r);
+	sock_request_free(r);
+}
+
+static void drop_reply(struct connection *c)
+{
+	struct sock_request *r = TAILQ_FIRST(&c->replies);
+
+	TAILQ_REMOVE(&c->replies, r, entry);
 	sock_request_free(r);
 }
 
@@ -92,8 +105,7 @@ static void answer(struct sock_request *r)
 	struct connection *c = r->connection;
 	int e;
 
-	r->request = NULL;
-	TAILQ_REMOVE(&c->waiting, r, entry);
+	sock_request_end(r);
 	e = c->left ? -EPIPE : TAILQ_EMPTY(&c->replies) ? send_reply(c, &r->reply) : -EAGAIN;
 	if (e == -EAGAIN) {
 		TAILQ_INSERT_TAIL(&c->replies, r, entry);
@@ -112,7 +124,7 @@ static void send_waiting_replies(struct connection *c)
 	while ((r = TAILQ_FIRST(&c->replies)) && e == 0) {
 		e = send_reply(c, &r->reply);
 		if (e == 0)
-			drop_one(&c->replies);
+			drop_reply(c);
 	}
 	if (e < 0 && e != -EAGAIN)
 		leave(c);
@@ -269,6 +281,14 @@ static void update(struct connection *c)
 	sd_event_source_set_io_events(c->source, events);
 }
 
+static void give_up_some(struct connection *c)
+{
+	while (!TAILQ_EMPTY(&c->replies))
+		drop_reply(c);
+	for (unsigned int i = 0; i < SOCK_WORK_PER_DISPATCH && !TAILQ_EMPTY(&c->waiting); i++)
+		drop_waiting(c);
+}
+
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
 	struct connection *c = userdata;
@@ -276,8 +296,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 	if (revents & (EPOLLHUP | EPOLLERR) && !c->left)
 		leave(c);
 	if (c->left)
-		for (unsigned int i = 0; i < SOCK_WORK_PER_DISPATCH; i++)
-			drop_one(TAILQ_EMPTY(&c->replies) ? &c->waiting : &c->replies);
+		give_up_some(c);
 	else if (revents & EPOLLOUT)
 		send_waiting_replies(c);
 	receive(c);
@@ -318,9 +337,9 @@ struct connection *connection_free(struct connection *c)
 	struct sock_user *user = c->user;
 
 	while (!TAILQ_EMPTY(&c->waiting))
-		drop_one(&c->waiting);
+		drop_waiting(c);
 	while (!TAILQ_EMPTY(&c->replies))
-		drop_one(&c->replies);
+		drop_reply(c);
 	sd_event_source_disable_unref(c->source);
 	safe_close(c->fd);
 	TAILQ_REMOVE(&s->connections, c, entry);

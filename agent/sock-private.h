@@ -23,7 +23,8 @@ struct sock_request;
 /* One user's share. */
 struct sock_user {
 	uid_t uid;
-	unsigned int n_connections, n_requests;
+	unsigned int n_connections;
+	unsigned int n_requests; /* not answered */
 	TAILQ_ENTRY(sock_user) entry;
 };
 

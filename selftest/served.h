@@ -95,13 +95,17 @@ static inline int served_start_agent(struct served *s)
 	return strstr(message, "READY=1") ? 0 : -1;
 }
 
-/* NULL, or what is missing here. */
+/* `n_files` is set before. NULL, or what is missing here. */
 static inline const char *served_start(struct served *s, bool own_socket)
 {
 	char conf[128], text[256];
 	int fd;
 
-	*s = (struct served){ .session = { .directory = "/tmp/test-served-XXXXXX" }, .listener = -1 };
+	*s = (struct served){
+		.session = { .directory = "/tmp/test-served-XXXXXX" },
+		.listener = -1,
+		.n_files = s->n_files,
+	};
 	if (!mkdtemp(s->session.directory))
 		return "a directory in /tmp";
 	snprintf(s->session.emulated, sizeof(s->session.emulated), "%s/emulated", s->session.directory);
@@ -121,15 +125,21 @@ static inline const char *served_start(struct served *s, bool own_socket)
 	return served_start_agent(s) < 0 ? "an agent that starts" : NULL;
 }
 
-/* As systemd stops it: what it has taken it answers. Its exit status. */
-static inline int served_stop_agent(struct served *s)
+/* Its exit status. */
+static inline int served_wait_agent(struct served *s)
 {
 	int status = -1;
 
-	kill(s->session.agent, SIGTERM);
 	waitpid(s->session.agent, &status, 0);
 	s->session.agent = 0;
 	return status;
+}
+
+/* As systemd stops it: what it has taken it answers. */
+static inline int served_stop_agent(struct served *s)
+{
+	kill(s->session.agent, SIGTERM);
+	return served_wait_agent(s);
 }
 
 static inline void served_kill_agent(struct served *s)

@@ -16,11 +16,10 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "agent/util.h"
 #include "lib/pmem-agent.h"
+#include "selftest/raw.h"
 
 #define MISSING_USEC (60 * USEC_PER_SEC)
 #define MAX_BATCH    32
@@ -203,25 +202,10 @@ static void flush_many(struct client *c, bool leave)
 
 /* ---- garbage ---- */
 
-static int connect_raw(void)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", socket_path);
-	if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-		fd = safe_close(fd);
-	return fd;
-}
-
 /* A request in which one thing at least is wrong. */
 static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 {
-	struct pmem_agent_request request = {
-		.version = PMEM_AGENT_WIRE_VERSION,
-		.type = PMEM_AGENT_PACKET_FLUSH,
-		.id = 1 + below(c, 1000000),
-	};
+	struct pmem_agent_request request = raw_request(1 + below(c, 1000000));
 	size_t size = sizeof(request);
 
 	*n_fds = 1;
@@ -255,32 +239,9 @@ static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 	return size;
 }
 
-static int send_garbage(int to, char *packet, size_t size, unsigned int n_fds)
-{
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(sizeof(int) * 16)];
-	} control = { 0 };
-	struct iovec iov = { .iov_base = packet, .iov_len = size };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (n_fds > 0) {
-		struct cmsghdr *header = &control.align;
-
-		msg.msg_control = &control;
-		msg.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
-		for (unsigned int i = 0; i < n_fds; i++)
-			memcpy(CMSG_DATA(header) + i * sizeof(int), &target, sizeof(target));
-	}
-	return sendmsg(to, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
-}
-
 static void babble(struct client *c)
 {
-	_cleanup_close_ int fd = connect_raw();
+	_cleanup_close_ int fd = raw_connect(socket_path);
 	unsigned int n = 1 + below(c, 20), n_fds;
 	struct pmem_agent_reply reply;
 	char packet[MAX_GARBAGE];
@@ -292,8 +253,7 @@ static void babble(struct client *c)
 	}
 	for (unsigned int i = 0; i < n; i++) {
 		size_t size = make_garbage(c, packet, &n_fds);
-		int r = send_garbage(fd, packet, size, n_fds);
-		struct pollfd p = { .fd = fd, .events = POLLIN };
+		int r = raw_send(fd, packet, size, target, n_fds);
 
 		if (r < 0) {
 			complain(c, "cannot send garbage", r, "");
@@ -304,11 +264,11 @@ static void babble(struct client *c)
 			c->counts[COUNT_LEFT]++;
 			return;
 		}
-		if (poll(&p, 1, MISSING_USEC / 1000) <= 0) {
+		got = raw_receive(fd, &reply);
+		if (got == -ETIMEDOUT) {
 			c->counts[COUNT_MISSING]++;
 			return;
 		}
-		got = recv(fd, &reply, sizeof(reply), 0);
 		if (got == sizeof(reply) && reply.version == PMEM_AGENT_WIRE_VERSION &&
 		    reply.type == PMEM_AGENT_PACKET_ERROR && reply.answer == PMEM_AGENT_REFUSED && reply.detail[0])
 			c->counts[COUNT_GARBAGE]++;
@@ -316,7 +276,7 @@ static void babble(struct client *c)
 			c->counts[COUNT_BUSY]++;
 			return;
 		} else
-			complain(c, "wrong answer to garbage", got < 0 ? -errno : 0,
+			complain(c, "wrong answer to garbage", got < 0 ? (int)got : 0,
 				 got == sizeof(reply) ? reply.detail : "");
 	}
 }
