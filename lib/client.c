@@ -24,6 +24,7 @@
 
 #define MAX_RECONNECTS 16
 #define MAX_EVENTS     8
+#define NO_SENSE       "the agent's reply makes no sense"
 
 struct connection {
 	int fd;
@@ -106,55 +107,78 @@ static struct pending *find_pending(struct pmem_agent *agent, uint64_t id)
 	return NULL;
 }
 
+static bool is_confirmation(const struct pmem_agent_reply *reply)
+{
+	return reply->type == PMEM_AGENT_PACKET_FLUSH && reply->answer == PMEM_AGENT_DURABLE && reply->error == 0 &&
+	       reply->scope != PMEM_AGENT_SCOPE_AUTO && reply->scope < PMEM_AGENT_N_SCOPES &&
+	       reply->basis != PMEM_AGENT_BASIS_NONE && reply->basis < PMEM_AGENT_N_BASES && reply->n_regions > 0 &&
+	       reply->n_regions <= PMEM_AGENT_MAX_REGIONS;
+}
+
+/* What an answer other than durable is returned as: never 0, and never what stands for no answer. */
+static int error_of(const struct pmem_agent_reply *reply)
+{
+	return reply->error > 0 && reply->error < 4096 && reply->error != EAGAIN && reply->error != ESRCH
+		   ? -reply->error
+		   : -EIO;
+}
+
 /* Whatever is not exactly a confirmation promises nothing. */
-static void take_reply(struct pending *p, struct pmem_agent_reply *reply)
+static void take_reply(struct pending *p, const struct pmem_agent_reply *reply)
 {
 	struct pmem_agent_result *r = &p->result;
 
-	reply->detail[sizeof(reply->detail) - 1] = '\0';
-	if (reply->answer == PMEM_AGENT_DURABLE) {
-		if (reply->type != PMEM_AGENT_PACKET_FLUSH || reply->error != 0 ||
-		    reply->n_regions > PMEM_AGENT_MAX_REGIONS) {
-			settle(p, PMEM_AGENT_UNKNOWN, -EIO, "the agent's reply makes no sense");
-			return;
-		}
+	if (is_confirmation(reply)) {
 		r->scope = (enum pmem_agent_scope)reply->scope;
 		r->basis = (enum pmem_agent_basis)reply->basis;
 		r->durable_usec = reply->durable_usec;
 		r->n_regions = reply->n_regions;
 		memcpy(r->regions, reply->regions, sizeof(r->regions));
 		settle(p, PMEM_AGENT_DURABLE, 0, "");
-		return;
+	} else if (reply->answer == PMEM_AGENT_DURABLE || reply->answer >= PMEM_AGENT_N_ANSWERS) {
+		settle(p, PMEM_AGENT_UNKNOWN, -EIO, NO_SENSE);
+	} else {
+		settle(p, (enum pmem_agent_answer)reply->answer, error_of(reply), reply->detail);
 	}
-	settle(p, reply->answer < PMEM_AGENT_N_ANSWERS ? (enum pmem_agent_answer)reply->answer : PMEM_AGENT_UNKNOWN,
-	       reply->error > 0 && reply->error < 4096 ? -reply->error : -EIO, reply->detail);
+}
+
+/* To all that wait on this connection; it takes no more. */
+static void take_refusal(struct pmem_agent *agent, const struct connection *c, const struct pmem_agent_reply *reply)
+{
+	bool busy = reply->type == PMEM_AGENT_PACKET_ERROR && reply->answer == PMEM_AGENT_BUSY;
+
+	agent->refused = busy ? -EBUSY : -EIO;
+	settle_all(agent, c, busy ? PMEM_AGENT_BUSY : PMEM_AGENT_UNKNOWN, agent->refused,
+		   busy ? reply->detail : NO_SENSE);
+}
+
+static void take_other_version(struct pmem_agent *agent, const struct connection *c,
+			       const struct pmem_agent_reply *reply)
+{
+	char detail[PMEM_AGENT_DETAIL_MAX];
+
+	snprintf(detail, sizeof(detail), "the agent speaks version %u of the protocol, and this library version %u",
+		 reply->version, PMEM_AGENT_WIRE_VERSION);
+	agent->refused = -EPROTONOSUPPORT;
+	settle_all(agent, c, PMEM_AGENT_REFUSED, -EPROTONOSUPPORT, detail);
 }
 
 static void take_packet(struct pmem_agent *agent, const struct connection *c, struct pmem_agent_reply *reply,
 			size_t size)
 {
 	struct pending *p;
-	char detail[PMEM_AGENT_DETAIL_MAX];
 
 	if (size >= offsetof(struct pmem_agent_reply, answer) && reply->version != PMEM_AGENT_WIRE_VERSION) {
-		snprintf(detail, sizeof(detail),
-			 "the agent speaks version %u of the protocol, and this library version %u", reply->version,
-			 PMEM_AGENT_WIRE_VERSION);
-		p = reply->id != 0 ? find_pending(agent, reply->id) : NULL;
-		if (p && p->connection == c && !p->answered)
-			settle(p, PMEM_AGENT_REFUSED, -EPROTONOSUPPORT, detail);
-		else if (!p)
-			settle_all(agent, c, PMEM_AGENT_REFUSED, -EPROTONOSUPPORT, detail);
+		take_other_version(agent, c, reply);
 		return;
 	}
 	if (size != sizeof(*reply)) {
-		settle_all(agent, c, PMEM_AGENT_UNKNOWN, -EIO, "the agent's reply makes no sense");
+		settle_all(agent, c, PMEM_AGENT_UNKNOWN, -EIO, NO_SENSE);
 		return;
 	}
+	reply->detail[sizeof(reply->detail) - 1] = '\0';
 	if (reply->id == 0) {
-		agent->refused = reply->error > 0 && reply->error < 4096 ? -reply->error : -EIO;
-		reply->detail[sizeof(reply->detail) - 1] = '\0';
-		settle_all(agent, c, PMEM_AGENT_BUSY, agent->refused, reply->detail);
+		take_refusal(agent, c, reply);
 		return;
 	}
 	/* There may be none: its deadline has passed. */

@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -71,9 +72,16 @@ static unsigned int below(struct client *c, unsigned int n)
 	return (unsigned int)rand_r(&c->random) % n;
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number)
+{
+	interrupted = 1;
+}
+
 static bool goes_on(const struct client *c)
 {
-	return c->n_asked < n_requests && now() < end_usec;
+	return !interrupted && c->n_asked < n_requests && now() < end_usec;
 }
 
 /* ---- answers ---- */
@@ -368,7 +376,7 @@ static int run(void)
 static const char usage[] =
     "stress-sock [options] FILE\n\n"
     "  --clients N     that many at a time (16)\n"
-    "  --seconds S     for so long (10)\n"
+    "  --seconds S     for so long (10), or until SIGINT\n"
     "  --requests N    each client ends after so many\n"
     "  --steady        only flush FILE, again and again; whatever is not durable is wrong\n"
     "  --log PATH      a line for each flush: start and end (CLOCK_MONOTONIC, microseconds), client, answer\n"
@@ -440,6 +448,7 @@ int main(int argc, char **argv)
 		perror(target < 0 ? file_path : log_path);
 		return 2;
 	}
+	signal(SIGINT, on_interrupt);
 	r = find_expected() < 0 ? 2 : run();
 	if (answers && fclose(answers) != 0)
 		r = 1;

@@ -466,13 +466,13 @@ static uint64_t agent_cpu_usec(void)
 	return now_usec(clock);
 }
 
-/* This is a measurement. */
+/* This is a measurement: of who spins, most of the time would be. */
 static void assert_agent_rests(int msec)
 {
 	uint64_t before = agent_cpu_usec();
 
 	poll(NULL, 0, msec);
-	assert_in_range(agent_cpu_usec() - before, 0, (unsigned int)msec * 100);
+	assert_in_range(agent_cpu_usec() - before, 0, (unsigned int)msec * 400);
 }
 
 /* Whoever takes no replies is not read any more, and costs nothing; whoever then takes them gets all. */
