@@ -24,6 +24,8 @@
 #define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
 #endif
 
+#define MAX_DESCRIPTORS 32768
+
 struct agent {
 	sd_event *event;
 	struct manager *manager;
@@ -198,11 +200,23 @@ static int lock_runtime_dir(void)
 	return 0;
 }
 
+/* Each connection and each request that waits holds a descriptor. The service has its LimitNOFILE=. */
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= MAX_DESCRIPTORS)
+		return;
+	limit.rlim_cur = limit.rlim_max < MAX_DESCRIPTORS ? limit.rlim_max : MAX_DESCRIPTORS;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static int start(struct agent *a)
 {
 	struct conf *conf;
 	int r = conf_load(conf_path, &conf);
 
+	allow_descriptors();
 	if (r < 0) {
 		log_daemon(LOG_ERR, LOG_EVENT_CONFIG, "%s cannot be read: %s", conf_path, strerrordesc_np(-r));
 		return r;

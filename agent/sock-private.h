@@ -65,10 +65,10 @@ struct sock {
 
 /* ---- sock.c ---- */
 
-/* Shares for all but the last: one user can't take everything. */
+/* What one user may have of it, as in the regions' queues. */
 static inline unsigned int sock_share(unsigned int all)
 {
-	return all - all / 4;
+	return all / 4;
 }
 
 /* A connection has gone, and is off the list. */

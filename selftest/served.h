@@ -72,6 +72,17 @@ static inline _Noreturn void served_exec(const struct served *s)
 	_exit(127);
 }
 
+/* For the next agent: how long its end may take. 0 or a negative errno. */
+static inline int served_configure(const struct served *s, unsigned int stop_sec)
+{
+	char conf[128], text[256];
+
+	snprintf(conf, sizeof(conf), "%s/pmem-agent.conf", s->session.directory);
+	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=%u\n[Region emu0]\nEmulate=%s\n", stop_sec,
+		 s->session.emulated);
+	return session_write(conf, text);
+}
+
 /* 0 when it is ready. */
 static inline int served_start_agent(struct served *s)
 {
@@ -98,7 +109,6 @@ static inline int served_start_agent(struct served *s)
 /* `n_files` is set before. NULL, or what is missing here. */
 static inline const char *served_start(struct served *s, bool own_socket)
 {
-	char conf[128], text[256];
 	int fd;
 
 	*s = (struct served){
@@ -114,9 +124,7 @@ static inline const char *served_start(struct served *s, bool own_socket)
 		return "a file in /tmp";
 	close(fd);
 	snprintf(s->socket, sizeof(s->socket), "%s/" PMEM_AGENT_SOCKET_NAME, s->session.directory);
-	snprintf(conf, sizeof(conf), "%s/pmem-agent.conf", s->session.directory);
-	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=2\n[Region emu0]\nEmulate=%s\n", s->session.emulated);
-	if (session_write(conf, text) < 0)
+	if (served_configure(s, 30) < 0)
 		return "a file in /tmp";
 	if (session_start_bus(&s->session) < 0)
 		return "dbus-daemon";

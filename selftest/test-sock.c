@@ -14,7 +14,7 @@
 #include "selftest/served.h"
 #include "selftest/stalled.h"
 
-#define N_FILES         1000           /* that the agent may have, so that its bounds are within reach */
+#define N_FILES         2100           /* that the agent may have, so that its bounds are within reach */
 #define MAX_CONNECTIONS (N_FILES / 16) /* as sock.c says */
 #define MAX_OUTSTANDING 64
 #define NOBODY          65534
@@ -541,7 +541,13 @@ static void test_connections_of_one_user(void **state)
 	/* Room again as soon as one has gone. */
 	while (n > 0)
 		close(fds[--n]);
-	flush_once();
+	do {
+		fds[0] = connect_agent();
+		raw_flush(fds[0], 1, target);
+		assert_int_equal(raw_receive(fds[0], &reply), sizeof(reply));
+		close(fds[0]);
+	} while (reply.answer == PMEM_AGENT_BUSY);
+	assert_int_equal(reply.answer, PMEM_AGENT_DURABLE);
 }
 
 /* As nobody: sends until it is told that its share is used up. */
@@ -667,11 +673,17 @@ static void test_stop_answers_what_was_sent(void **state)
 /* The host does not answer: who waits is told that nobody knows, and the agent ends in time. */
 static void test_stop_does_not_wait_for_ever(void **state)
 {
-	_cleanup_close_ int fd = connect_agent();
+	_cleanup_close_ int fd = -1;
 	struct pmem_agent_reply reply;
-	pid_t worker = stop_worker();
-	unsigned int n = send_all(fd), answered = 0;
+	unsigned int n, answered = 0;
+	pid_t worker;
 
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(served_configure(&served, 1), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	fd = connect_agent();
+	worker = stop_worker();
+	n = send_all(fd);
 	kill(served.session.agent, SIGTERM);
 	assert_int_equal(served_wait_agent(&served), 0);
 	while (raw_receive(fd, &reply) > 0) {
@@ -680,6 +692,7 @@ static void test_stop_does_not_wait_for_ever(void **state)
 	}
 	assert_in_range(answered, 1, n);
 	kill(worker, SIGCONT);
+	assert_int_equal(served_configure(&served, 30), 0);
 	assert_int_equal(served_start_agent(&served), 0);
 }
 
