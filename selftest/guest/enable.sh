@@ -48,6 +48,7 @@ disabled)	# rebooted: both regions are there
 	udevadm settle
 	check "the region is there" test -b /dev/pmem0
 	check "disabled, it does not run after a boot" not is_active
+	check "nor does anyone listen at its socket" not test -e /run/pmem-agent/socket
 	systemctl enable -q pmem-agent
 	next_phase boot
 	;;
