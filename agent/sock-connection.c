@@ -368,6 +368,7 @@ void connection_abandon(struct connection *c)
 {
 	struct sock_request *r;
 	struct packet p;
+	int e = 1;
 
 	while ((r = TAILQ_FIRST(&c->waiting))) {
 		request_cancel(r->request);
@@ -376,8 +377,8 @@ void connection_abandon(struct connection *c)
 		answer(r);
 	}
 	leave(c);
-	while (!c->ended) {
-		c->ended = packet_receive(c->fd, &p) == 0;
+	while (e > 0 || e == -ECONNRESET || e == -EINTR) {
+		e = packet_receive(c->fd, &p);
 		packet_clear(&p);
 	}
 	connection_free(c);

@@ -409,7 +409,7 @@ static void test_stress(void **state)
 /* None of 16 busy clients notices that the agent is stopped and started. */
 static void test_restarts_under_load(void **state)
 {
-	pid_t child = start_stress("--steady", "--requests=400");
+	pid_t child = start_stress("--steady", "--requests=200");
 	unsigned int restarts = 0;
 	int status = -1;
 
