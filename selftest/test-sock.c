@@ -569,7 +569,8 @@ static _Noreturn void use_up_quota(int told)
 		if (raw_send(fd, &garbage, sizeof(garbage), -1, 0) < 0)
 			_exit(1);
 		struct pollfd p = { .fd = fd, .events = POLLIN };
-		if (poll(&p, 1, 500) == 1 && raw_receive(fd, &reply) > 0 && reply.answer == PMEM_AGENT_BUSY)
+		if (poll(&p, 1, 500) == 1 && raw_receive(fd, &reply) > 0 && reply.answer == PMEM_AGENT_BUSY &&
+		    strstr(reply.detail, "at the socket"))
 			answer = 'b';
 	}
 	if (write(told, &answer, 1) != 1)
