@@ -52,13 +52,13 @@ main-pmemctl := agent/pmemctl.c
 sources := $(filter-out $(foreach m,$(mains),$(main-$(m))),$(wildcard agent/*.c))
 tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
-stresses := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c))
+clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/bench-flush.c))
 
 objects := $(sources:%.c=$(build)/%.o)
 lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
 programs := $(mains:%=$(build)/%)
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd))
-test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(stresses:%=$(build)/%)
+test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so
 
 all: $(programs) $(build)/libpmem-agent.a $(manuals)
 
@@ -89,9 +89,14 @@ $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^
 
 # As an application would be linked.
-$(build)/stress-%: $(build)/selftest/stress-%.o $(build)/libpmem-agent.a
+$(clients:%=$(build)/%): $(build)/%: $(build)/selftest/%.o $(build)/libpmem-agent.a
 	$(say) LD $@
-	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ $(if $(findstring bench,$@),$(shell $(PKG_CONFIG) --libs libsystemd))
+
+$(build)/bench-slow.so: selftest/bench-slow.c $(build)/.deps-ok
+	$(say) LD $@
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(CFLAGS) -fPIC -shared -o $@ $<
 
 $(manuals): $(build)/%: %.scd $(build)/.deps-ok
 	$(say) MAN $@
@@ -200,6 +205,11 @@ check: deps
 soak: $(build)/sim-flush
 	$(Q)$< --events 1000000000 --first $$(date +%s%N)
 
+# Some minutes; the two places can be had one by one: selftest/bench guest, selftest/bench machine.
+bench: deps
+	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)selftest/bench --build-dir $(build)
+
 demo: deps
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)selftest/demo $(build)
@@ -222,6 +232,7 @@ make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
+make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
 make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
@@ -235,6 +246,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast soak demo clean deps install uninstall format help
+.PHONY: all tests check check-fast soak bench demo clean deps install uninstall format help
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)
