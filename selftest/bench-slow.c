@@ -23,7 +23,8 @@ static struct stat file;
 static uint64_t *count;
 static uint64_t delay_usec;
 static int serialised;
-static pthread_mutex_t disk = PTHREAD_MUTEX_INITIALIZER; /* only one process flushes at a time: a caller's or the agent's */
+static pthread_mutex_t disk =
+    PTHREAD_MUTEX_INITIALIZER; /* only one process flushes at a time: a caller's or the agent's */
 
 __attribute__((constructor)) static void load(void)
 {

@@ -34,10 +34,8 @@ static volatile sig_atomic_t enough;
 static int find_scope(const char *name)
 {
 	static const char *const names[PMEM_AGENT_N_SCOPES] = {
-		[PMEM_AGENT_SCOPE_AUTO] = "auto",
-		[PMEM_AGENT_SCOPE_FILE] = "file",
-		[PMEM_AGENT_SCOPE_FILE_DATA] = "file-data",
-		[PMEM_AGENT_SCOPE_FILESYSTEM] = "filesystem",
+		[PMEM_AGENT_SCOPE_AUTO] = "auto",           [PMEM_AGENT_SCOPE_FILE] = "file",
+		[PMEM_AGENT_SCOPE_FILE_DATA] = "file-data", [PMEM_AGENT_SCOPE_FILESYSTEM] = "filesystem",
 		[PMEM_AGENT_SCOPE_REGION] = "region",
 	};
 
