@@ -7,6 +7,7 @@
 #include "answer.h"
 #include "channel.h"
 #include "host.h"
+#include "host-durable.h"
 #include "host-json.h"
 #include "log.h"
 
@@ -20,6 +21,7 @@ struct host {
 	struct manager_listener listener;
 	struct channel *channel;
 	struct json_tokener *tokener;
+	struct host_durables *durables;
 	uint64_t sequence; /* of the last event */
 	uint64_t missed;   /* events not delivered since the host was last told the state */
 	bool complained;   /* of what this host sends */
@@ -95,18 +97,16 @@ static void send_event(struct host *h, const char *name, struct json_object *dat
 		h->missed++;
 }
 
-static struct json_object *describe_durable(const struct manager_region *mr)
+static void tell_durable(struct manager_region *mr, const struct host_durable *d, void *userdata)
 {
-	const struct target *target = manager_region_get_last_target(mr);
-	struct json_object *o = json_name_region(mr);
-	struct flush_status status;
+	struct json_object *data = json_name_region(mr);
 
-	manager_region_get_status(mr, &status);
-	json_add_string(o, "scope", flush_scope_to_string(target->flush.scope));
-	json_add_string(o, "target", target->source);
-	json_add_u64(o, "epoch", status.epoch);
-	json_add_u64(o, "durable-usec", status.epoch_usec);
-	return o;
+	json_add_string(data, "scope", flush_scope_to_string(d->scope));
+	json_add_string(data, "target", d->target);
+	json_add_u64(data, "epoch", d->epoch);
+	json_add_u64(data, "durable-usec", d->durable_usec);
+	json_add_string(data, "basis", manager_region_get_basis(mr));
+	send_event(userdata, "DURABLE", data);
 }
 
 static void on_manager_event(enum manager_event event, struct manager_region *mr, void *userdata)
@@ -115,23 +115,25 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 	struct flush_status status;
 	struct json_object *data;
 
-	if (event == MANAGER_STATE)
+	if (event == MANAGER_STATE || event == MANAGER_ROUND)
 		return;
+	if (event == MANAGER_DURABLE) {
+		host_durables_add(h->durables, mr);
+		return;
+	}
+	/* In the order in which it was. */
+	host_durables_tell(h->durables, mr);
 	manager_region_get_status(mr, &status);
 	switch (event) {
 	case MANAGER_REGION_ADDED:
 		send_event(h, "REGION_ADDED", json_describe_region(mr));
 		break;
 	case MANAGER_REGION_REMOVED:
+		host_durables_remove(h->durables, mr);
 		send_event(h, "REGION_REMOVED", json_name_region(mr));
 		break;
 	case MANAGER_REGION_CHANGED:
 		send_event(h, "REGION_CHANGED", json_describe_region(mr));
-		break;
-	case MANAGER_DURABLE:
-		data = describe_durable(mr);
-		json_add_string(data, "basis", manager_region_get_basis(mr));
-		send_event(h, "DURABLE", data);
 		break;
 	case MANAGER_LOST:
 		data = json_name_region(mr);
@@ -152,6 +154,7 @@ static void on_manager_event(enum manager_event event, struct manager_region *mr
 	case MANAGER_RECOVERED:
 		send_event(h, "RECOVERED", json_describe_region(mr));
 		break;
+	case MANAGER_DURABLE:
 	case MANAGER_ROUND:
 	case MANAGER_STATE:
 		break;
@@ -500,6 +503,7 @@ void host_shutdown(struct host *h, bool clean)
 {
 	struct json_object *data = json_object_new_object();
 
+	host_durables_tell(h->durables, NULL);
 	json_object_object_add(data, "clean", json_object_new_boolean(clean));
 	json_object_object_add(data, "regions", json_describe_regions(h->manager));
 	send_event(h, "SHUTDOWN", data);
@@ -508,10 +512,14 @@ void host_shutdown(struct host *h, bool clean)
 int host_new(struct manager *m, struct host **ret)
 {
 	_cleanup_(host_freep) struct host *h = calloc(1, sizeof(*h));
+	int r;
 
 	if (!h)
 		return -ENOMEM;
 	h->manager = m;
+	r = host_durables_new(manager_get_event(m), tell_durable, h, &h->durables);
+	if (r < 0)
+		return r;
 	h->tokener = json_tokener_new_ex(HOST_MAX_DEPTH);
 	if (!h->tokener)
 		return -ENOMEM;
@@ -530,6 +538,7 @@ struct host *host_free(struct host *h)
 	manager_remove_listener(h->manager, &h->listener);
 	while (h->flushes)
 		host_flush_free(h->flushes);
+	host_durables_free(h->durables);
 	channel_free(h->channel);
 	if (h->tokener)
 		json_tokener_free(h->tokener);
