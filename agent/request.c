@@ -28,21 +28,32 @@ DEFINE_CLEANUP(struct request *, request_free)
 
 /* ---- whether there is a request at all ---- */
 
+static struct manager_region *next_emulated(const struct manager *m, struct manager_region *after)
+{
+	struct manager_region *mr = after ? TAILQ_NEXT(after, entry) : TAILQ_FIRST(&m->regions);
+
+	while (mr && mr->region->method != REGION_METHOD_FILE)
+		mr = TAILQ_NEXT(mr, entry);
+	return mr;
+}
+
 /* A file that stands for a region: its descriptor stands for the region too. */
 static struct manager_region *find_emulated(const struct manager *m, int fd)
 {
-	struct manager_region *mr;
+	struct manager_region *mr = next_emulated(m, NULL);
 	struct statx stx;
-	int flags = fcntl(fd, F_GETFL);
+	int flags;
 
+	if (!mr)
+		return NULL;
 	/* A descriptor of O_PATH proves no right to the file; mount.c says so. */
+	flags = fcntl(fd, F_GETFL);
 	if (flags < 0 || flags & O_PATH)
 		return NULL;
 	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) < 0)
 		return NULL;
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		if (mr->region->method == REGION_METHOD_FILE &&
-		    mr->region->emulate_device == makedev(stx.stx_dev_major, stx.stx_dev_minor) &&
+	for (; mr; mr = next_emulated(m, mr))
+		if (mr->region->emulate_device == makedev(stx.stx_dev_major, stx.stx_dev_minor) &&
 		    mr->region->emulate_inode == stx.stx_ino)
 			return mr;
 	return NULL;

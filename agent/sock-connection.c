@@ -240,27 +240,32 @@ static void handle(struct connection *c, struct packet *p)
 	answer(r);
 }
 
-static void receive(struct connection *c)
+/* One packet. Returns what it cost; 0: there is none. */
+static unsigned int receive(struct connection *c)
 {
 	struct packet p;
-	unsigned int work = 0;
+	unsigned int cost;
 	int r;
 
-	while (!c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING && work < SOCK_WORK_PER_DISPATCH) {
+	/* An error of the connection is told once, and what had come before it is still there. */
+	do
 		r = packet_receive(c->fd, &p);
-		/* An error of the connection is told once, and what had come before it is still there. */
-		if (r == -ECONNRESET || r == -EINTR)
-			continue;
-		if (r == -EAGAIN)
-			return;
-		c->ended = r <= 0;
-		if (r < 0)
-			leave(c);
-		work += 1 + p.n_fds;
-		if (r > 0 && !c->left)
-			handle(c, &p);
-		packet_clear(&p);
-	}
+	while (r == -ECONNRESET || r == -EINTR);
+	if (r == -EAGAIN)
+		return 0;
+	c->ended = r <= 0;
+	if (r < 0)
+		leave(c);
+	cost = 1 + p.n_fds;
+	if (r > 0 && !c->left)
+		handle(c, &p);
+	packet_clear(&p);
+	return cost;
+}
+
+static bool can_receive(const struct connection *c)
+{
+	return !c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING;
 }
 
 /* ---- the connection ---- */
@@ -268,40 +273,55 @@ static void receive(struct connection *c)
 /* What is to be waited for now. Frees the connection if there is nothing. */
 static void update(struct connection *c)
 {
-	uint32_t events = 0;
+	struct epoll_event e = { .data.ptr = c };
 
 	if (c->ended && c->n_outstanding == 0) {
 		connection_free(c);
 		return;
 	}
-	if (!c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING)
-		events |= EPOLLIN;
+	if (can_receive(c))
+		e.events |= EPOLLIN;
 	if (!TAILQ_EMPTY(&c->replies))
-		events |= EPOLLOUT;
-	sd_event_source_set_io_events(c->source, events);
+		e.events |= EPOLLOUT;
+	if (e.events != c->events && epoll_ctl(c->sock->ready, EPOLL_CTL_MOD, c->fd, &e) == 0)
+		c->events = e.events;
 }
 
 static void give_up_some(struct connection *c)
 {
 	while (!TAILQ_EMPTY(&c->replies))
 		drop_reply(c);
-	for (unsigned int i = 0; i < SOCK_WORK_PER_DISPATCH && !TAILQ_EMPTY(&c->waiting); i++)
+	for (unsigned int i = 0; i < SOCK_MAX_OUTSTANDING / 4 && !TAILQ_EMPTY(&c->waiting); i++)
 		drop_waiting(c);
 }
 
-static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+static unsigned int serve(struct connection *c, uint32_t events)
 {
-	struct connection *c = userdata;
+	unsigned int cost = 0;
 
-	if (revents & (EPOLLHUP | EPOLLERR) && !c->left)
+	if (events & (EPOLLHUP | EPOLLERR) && !c->left)
 		leave(c);
 	if (c->left)
 		give_up_some(c);
-	else if (revents & EPOLLOUT)
+	else if (events & EPOLLOUT)
 		send_waiting_replies(c);
-	receive(c);
+	if (can_receive(c))
+		cost = receive(c);
 	update(c);
-	return 0;
+	return 1 + cost;
+}
+
+void connections_serve(struct sock *s)
+{
+	struct epoll_event events[SOCK_READY_AT_ONCE];
+	unsigned int cost = 0;
+	int n;
+
+	do {
+		n = epoll_wait(s->ready, events, SOCK_READY_AT_ONCE, 0);
+		for (int i = 0; i < n; i++)
+			cost += serve(events[i].data.ptr, events[i].events);
+	} while (n > 0 && cost < SOCK_WORK_PER_DISPATCH);
 }
 
 int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret)
@@ -320,9 +340,11 @@ int connection_new(struct sock *s, int fd, struct sock_user *user, struct connec
 	TAILQ_INIT(&c->waiting);
 	TAILQ_INIT(&c->replies);
 	TAILQ_INSERT_TAIL(&s->connections, c, entry);
+	c->events = EPOLLIN;
 	r = packet_prepare(fd);
-	if (r >= 0)
-		r = sd_event_add_io(manager_get_event(s->manager), &c->source, fd, EPOLLIN, on_io, c);
+	if (r >= 0 &&
+	    epoll_ctl(s->ready, EPOLL_CTL_ADD, fd, &(struct epoll_event){ .events = c->events, .data.ptr = c }) < 0)
+		r = -errno;
 	if (r < 0) {
 		connection_free(c);
 		return r;
@@ -340,7 +362,8 @@ struct connection *connection_free(struct connection *c)
 		drop_waiting(c);
 	while (!TAILQ_EMPTY(&c->replies))
 		drop_reply(c);
-	sd_event_source_disable_unref(c->source);
+	epoll_ctl(s->ready, EPOLL_CTL_DEL, c->fd,
+		  NULL); /* closing is not enough: a child may have the descriptor too */
 	safe_close(c->fd);
 	TAILQ_REMOVE(&s->connections, c, entry);
 	free(c);
@@ -360,7 +383,8 @@ void connection_refuse(struct connection *c, const char *detail)
 void connection_stop(struct connection *c)
 {
 	shutdown(c->fd, SHUT_RD);
-	receive(c);
+	while (can_receive(c) && receive(c) > 0)
+		;
 	update(c);
 }
 

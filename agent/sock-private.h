@@ -15,8 +15,9 @@
 /* Requests of one connection that have no reply yet, or whose reply the peer hasn't taken: beyond, it isn't read. */
 #define SOCK_MAX_OUTSTANDING 64
 
-/* What one connection may have us do before others get their turn. */
-#define SOCK_WORK_PER_DISPATCH 16
+/* What the connections may have us do before other doors get their turn, and how many of them are looked at at once. */
+#define SOCK_WORK_PER_DISPATCH 256
+#define SOCK_READY_AT_ONCE     64
 
 struct sock_request;
 
@@ -36,7 +37,7 @@ struct connection {
 	struct sock *sock;
 	struct sock_user *user;
 	int fd;
-	sd_event_source *source;
+	uint32_t events; /* that are waited for */
 	struct sock_request_list waiting;
 	struct sock_request_list replies; /* the peer has no room for */
 	unsigned int n_outstanding;       /* on both lists */
@@ -49,6 +50,8 @@ struct sock {
 	struct manager *manager;
 	int fd;
 	char path[108]; /* "": the listening socket is systemd's */
+	int ready;      /* an epoll of the connections: one event of the loop serves all that are ready */
+	sd_event_source *ready_source;
 	sd_event_source *listen_source;
 	sd_event_source *retry_source; /* accepts again after a shortage */
 	unsigned int max_connections, max_requests;
@@ -79,6 +82,9 @@ void sock_connection_gone(struct sock *s, struct sock_user *user);
 /* Takes `fd` over, and has `user` counted already. 0 or a negative errno. */
 int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret);
 struct connection *connection_free(struct connection *c);
+
+/* Serves those of `s` that are ready, each in its turn. */
+void connections_serve(struct sock *s);
 
 /* Tells why, and ends it; what it sent is not looked at. */
 void connection_refuse(struct connection *c, const char *detail);

@@ -131,7 +131,7 @@ static int on_listen(sd_event_source *source, int fd, uint32_t revents, void *us
 	struct sock *s = userdata;
 	int r = 0;
 
-	for (unsigned int i = 0; i < SOCK_WORK_PER_DISPATCH && r == 0; i++) {
+	for (unsigned int i = 0; i < SOCK_READY_AT_ONCE && r == 0; i++) {
 		if (s->n_connections >= s->max_connections) {
 			pause_listening(s, false);
 			return 0;
@@ -140,6 +140,12 @@ static int on_listen(sd_event_source *source, int fd, uint32_t revents, void *us
 	}
 	if (r < 0 && r != -EAGAIN)
 		pause_listening(s, true);
+	return 0;
+}
+
+static int on_ready(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	connections_serve(userdata);
 	return 0;
 }
 
@@ -227,10 +233,16 @@ int sock_new(struct manager *m, const char *runtime_dir, struct sock **ret)
 	if (!s)
 		return -ENOMEM;
 	s->manager = m;
-	s->fd = -1;
+	s->fd = s->ready = -1;
 	TAILQ_INIT(&s->connections);
 	TAILQ_INIT(&s->users);
 	set_bounds(s);
+	s->ready = epoll_create1(EPOLL_CLOEXEC);
+	if (s->ready < 0)
+		return -errno;
+	r = sd_event_add_io(manager_get_event(m), &s->ready_source, s->ready, EPOLLIN, on_ready, s);
+	if (r < 0)
+		return r;
 	r = start_listening(s, runtime_dir);
 	if (r < 0) {
 		log_daemon(LOG_ERR, LOG_EVENT_NONE, "the socket cannot be had: %s", strerrordesc_np(-r));
@@ -251,7 +263,9 @@ struct sock *sock_free(struct sock *s)
 		connection_free(c);
 	sd_event_source_disable_unref(s->listen_source);
 	sd_event_source_disable_unref(s->retry_source);
+	sd_event_source_disable_unref(s->ready_source);
 	sd_event_source_disable_unref(s->stop.timer);
+	safe_close(s->ready);
 	safe_close(s->fd);
 	free(s);
 	return NULL;
