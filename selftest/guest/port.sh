@@ -65,6 +65,17 @@ since=$(vm host count)
 vm host send-raw "$(printf '\377' | base64)"
 check "after coming and going too" vm host wait '"pmem-agent"' --since "$since" --timeout 20
 
+since=$(vm host count) first=$(region_property Epoch) begun=$SECONDS
+for _ in 1 2 3 4; do flush_often 20 & done
+wait $(jobs -p)
+check "under load the last epoch is delivered" \
+	vm host wait "\"DURABLE\".*\"epoch\": *$(region_property Epoch)\\b" --since "$since" --timeout 10
+rounds=$(($(region_property Epoch) - first))
+told=$(vm host lines --since "$since" | grep -c '"DURABLE"')
+echo "# $rounds rounds in $((SECONDS - begun)) s, told in $told events"
+check "in no more than ten events a second" test "$told" -le $((10 * (SECONDS - begun + 1)))
+check "which are fewer than the rounds" test "$told" -lt "$rounds"
+
 vm port remove
 wait_until 20 test ! -e /dev/virtio-ports/io.pmem.agent.0
 check "the port is unplugged: flushes go on" flush_often 2
