@@ -71,18 +71,18 @@ def summary(rows):
     return result
 
 
-HEADER = ("target                     n   plain/s socket/s  ideal/s   dbus/s  x plain of ideal "
-          "|  flushes a request: plain socket  ideal   dbus |  p50 us: plain  socket |  p99 us: plain  socket | agent us a flush")
+HEADER = """\
+                             |    requests a second        | socket is      | host flushes a request      | p50 us        | p99 us        | agent us
+target                     n |  plain socket  ideal   dbus | x plain x ideal|  plain socket  ideal   dbus |  plain socket |  plain socket | CPU a flush"""
 
 
 def line(label, n, s):
-    plain, socket, ideal, dbus = (s[m] for m in ("plain", "socket", "ideal", "dbus"))
-    return (f"{label:<24} {n:>3} {plain['rate']:>9.0f} {socket['rate']:>8.0f} {ideal['rate']:>8.0f} "
-            f"{dbus['rate']:>8.0f} {socket['rate'] / plain['rate']:>8.2f} {socket['rate'] / ideal['rate']:>8.2f} "
-            f"| {'':>18} {plain['flushes per request']:>6.3f} {socket['flushes per request']:>6.3f} "
-            f"{ideal['flushes per request']:>6.3f} {dbus['flushes per request']:>6.3f} "
-            f"| {plain['p50']:>14.0f} {socket['p50']:>7.0f} | {plain['p99']:>14.0f} {socket['p99']:>7.0f} "
-            f"| {socket['agent CPU per flush']:>8.0f}")
+    plain, socket, ideal, _ = columns = [s[m] for m in MODES]
+    rates = " ".join(f"{c['rate']:6.0f}" for c in columns)
+    flushes = " ".join(f"{c['flushes per request']:6.3f}" for c in columns)
+    return (f"{label:<24} {n:>3} | {rates} | {socket['rate'] / plain['rate']:7.2f} {socket['rate'] / ideal['rate']:6.2f} "
+            f"| {flushes} | {plain['p50']:6.0f} {socket['p50']:6.0f} | {plain['p99']:6.0f} {socket['p99']:6.0f} "
+            f"| {socket['agent CPU per flush']:8.0f}")
 
 
 def arguments():
