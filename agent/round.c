@@ -233,6 +233,10 @@ static int ensure_worker(struct manager_region *mr)
 	r = sd_event_add_io(mr->manager->event, &mr->worker_source, worker_get_fd(worker), EPOLLIN, on_worker, mr);
 	if (r < 0)
 		return r;
+	/* Before the doors: else a round lasts as long as it takes to hear everyone who asks for another. */
+	r = sd_event_source_set_priority(mr->worker_source, SD_EVENT_PRIORITY_IMPORTANT);
+	if (r < 0)
+		return r;
 	mr->worker = worker;
 	worker = NULL;
 	return 0;

@@ -2,6 +2,8 @@
 /*
  * test-manager: requests, rounds and losses of one agent, from its start to its stop
  */
+#include <poll.h>
+
 #include "selftest/emulated.h"
 
 /* ---- one agent ---- */
@@ -38,6 +40,45 @@ static void test_late_request_waits_for_the_next_round(void **state)
 	assert_answer(&b, PMEM_AGENT_DURABLE);
 	assert_true(a.result.epochs[0].epoch == 2);
 	assert_true(b.result.epochs[0].epoch == 3);
+}
+
+static int on_crowd(sd_event_source *source, void *userdata)
+{
+	unsigned int *n = userdata;
+
+	(*n)++;
+	return 0;
+}
+
+/* However many there are at the doors, the end of a round is seen before any more of them are. */
+static void test_crowd_does_not_make_rounds_longer(void **state)
+{
+	sd_event_source *crowd[100];
+	unsigned int n = 0, before;
+	struct pollfd worker = { .events = POLLIN };
+	struct answer_of a;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	begin(&a);
+	worker.fd = worker_get_fd(emu0()->worker);
+	for (size_t i = 0; i < ARRAY_SIZE(crowd); i++) {
+		assert_int_equal(sd_event_add_defer(event, &crowd[i], on_crowd, &n), 0);
+		assert_int_equal(sd_event_source_set_enabled(crowd[i], SD_EVENT_ON), 0);
+	}
+	while (n < 2 * ARRAY_SIZE(crowd))
+		turn();
+	kill(pid, SIGCONT);
+	assert_int_equal(poll(&worker, 1, -1), 1);
+	before = n;
+	while (status().state == FLUSH_IN_FLIGHT)
+		turn();
+	before = n - before;
+	for (size_t i = 0; i < ARRAY_SIZE(crowd); i++)
+		sd_event_source_disable_unref(crowd[i]);
+	assert_true(before < 10);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
 }
 
 static void test_cancelled(void **state)
@@ -242,6 +283,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_durable),
 		TEST(test_late_request_waits_for_the_next_round),
+		TEST(test_crowd_does_not_make_rounds_longer),
 		TEST(test_cancelled),
 		TEST(test_worker_killed_in_flight),
 		TEST(test_worker_killed_idle),
