@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * load-sock: clients that flush FILE again and again, and write down what each was told
+ * load-sock: clients that flush files again and again, and tell what each was told
  *
- * usage: load-sock CLIENTS SCOPE LOG FILE
+ * usage: load-sock CLIENTS SCOPE FILE...
  *
- * SCOPE: region, file, file-data or filesystem. One line an answer goes to LOG as soon as it is there, with times of
- * CLOCK_REALTIME in microseconds:
+ * The files are given to the clients in turn. SCOPE: region, file, file-data or filesystem. One line an answer is
+ * printed as soon as it is there, with times of CLOCK_REALTIME in microseconds:
  *
  *   BEGUN ENDED durable EPOCH     or     BEGUN ENDED ERRNO-NAME 0
  *
@@ -23,12 +23,12 @@
 #include "agent/util.h"
 #include "lib/pmem-agent.h"
 
-#define MAX_CLIENTS 256
-#define REST_MSEC   20 /* of a client that was refused, so that it doesn't fill the log */
+#define MAX_CLIENTS 512
+/* Of a client that was refused, so that it doesn't fill the log; and so that refusing isn't all the agent gets to do. */
+#define REST_MSEC 20
+#define BUSY_MSEC 200
 
-static const char *path;
 static enum pmem_agent_scope scope;
-static FILE *answers;
 static volatile sig_atomic_t enough;
 
 static int find_scope(const char *name)
@@ -59,6 +59,7 @@ static int flush(struct pmem_agent **agent, int fd, struct pmem_agent_result *re
 
 static void *client(void *userdata)
 {
+	const char *path = userdata;
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
 	struct pmem_agent *agent = NULL;
 
@@ -71,10 +72,10 @@ static void *client(void *userdata)
 		uint64_t begun = now_usec(CLOCK_REALTIME);
 		int r = flush(&agent, fd, &result);
 
-		fprintf(answers, "%" PRIu64 " %" PRIu64 " %s %" PRIu64 "\n", begun, now_usec(CLOCK_REALTIME),
-			r < 0 ? strerrorname_np(-r) : "durable", r < 0 ? 0 : result.regions[0].epoch);
+		printf("%" PRIu64 " %" PRIu64 " %s %" PRIu64 "\n", begun, now_usec(CLOCK_REALTIME),
+		       r < 0 ? strerrorname_np(-r) : "durable", r < 0 ? 0 : result.regions[0].epoch);
 		if (r < 0)
-			poll(NULL, 0, REST_MSEC);
+			poll(NULL, 0, r == -EBUSY ? BUSY_MSEC : REST_MSEC);
 	}
 	pmem_agent_close(agent);
 	return NULL;
@@ -82,26 +83,20 @@ static void *client(void *userdata)
 
 int main(int argc, char **argv)
 {
-	int n = argc == 5 ? atoi(argv[1]) : 0, found = argc == 5 ? find_scope(argv[2]) : -1;
+	int n = argc >= 4 ? atoi(argv[1]) : 0, found = argc >= 4 ? find_scope(argv[2]) : -1;
 	pthread_t threads[MAX_CLIENTS];
 
 	if (n < 1 || n > MAX_CLIENTS || found < 0) {
-		fprintf(stderr, "usage: load-sock CLIENTS region|file|file-data|filesystem LOG FILE\n");
+		fprintf(stderr, "usage: load-sock CLIENTS region|file|file-data|filesystem FILE...\n");
 		return 2;
 	}
 	scope = (enum pmem_agent_scope)found;
-	path = argv[4];
-	answers = fopen(argv[3], "we");
-	if (!answers) {
-		perror(argv[3]);
-		return 1;
-	}
-	setvbuf(answers, NULL, _IOLBF, 0);
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGTERM, on_signal);
 	for (int i = 0; i < n; i++)
-		if (pthread_create(&threads[i], NULL, client, NULL) != 0)
+		if (pthread_create(&threads[i], NULL, client, argv[3 + i % (argc - 3)]) != 0)
 			return 1;
 	for (int i = 0; i < n; i++)
 		pthread_join(threads[i], NULL);
-	return fclose(answers) == 0 ? 0 : 1;
+	return fclose(stdout) == 0 ? 0 : 1;
 }

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the Python tests of this directory share: TAP, the test machine's `vm`, and a load on the agent."""
 
+import collections
+import glob
 import os
+import select
+import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -9,8 +14,10 @@ import time
 
 import judge
 
-LOG = "/tmp/answers"
+ORIGIN_ROUND, ORIGIN_WITNESS = 1, 2  # of agent/flush.h
 _checks = _failed = 0
+
+Page = collections.namedtuple("Page", "worker started done instance loss acknowledged loss_origin")
 
 
 def check(text, holds, why=""):
@@ -23,8 +30,12 @@ def check(text, holds, why=""):
     return holds
 
 
+def comment(text):
+    print(f"# {text}", flush=True)
+
+
 def finish():
-    print(f"1..{_checks}")
+    print(f"1..{_checks}", flush=True)
     sys.exit(_failed > 0)
 
 
@@ -42,36 +53,93 @@ def wait_until(seconds, condition):
     while not condition():
         if time.monotonic() > end:
             return False
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.01)
     return True
 
 
 def region_property(name):
     return run("busctl", "get-property", "io.pmem.Agent1", "/io/pmem/Agent1/region/region0", "io.pmem.Agent1.Region",
-               name).stdout.split()[-1]
+               name).stdout.split()[-1].strip('"')
 
+
+# ---- the agent ----
+
+def read_page():
+    """The page of the only region, see lib/wire.h."""
+    with open(glob.glob("/run/pmem-agent/*.page")[0], "rb") as f:
+        return Page._make(struct.unpack_from("=I20xQQ24x16sQQ36xI", f.read(), 288))
+
+
+def agent_pid():
+    return int(run("systemctl", "show", "-P", "MainPID", "pmem-agent").stdout)
+
+
+def kill(pid):
+    """SIGKILL, and the page right after it; returns when it is dead, which takes a worker until its flush is over."""
+    fd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    page = read_page()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    dead = poll.poll(10000)
+    os.close(fd)
+    if not dead:
+        raise TimeoutError(f"{pid} does not die")
+    return page
+
+
+def wait_for_next(instance):
+    """Until the agent is another than that one."""
+    if not wait_until(30, lambda: read_page().instance != instance):
+        raise TimeoutError("no agent comes after the one that ended")
+
+
+def restart():
+    before = read_page().instance
+    if run("systemctl", "restart", "pmem-agent").returncode != 0:
+        raise OSError("systemctl restart")
+    wait_for_next(before)
+
+
+def acknowledge():
+    return run("pmemctl", "acknowledge", "region0", f"--loss={read_page().loss}")
+
+
+# ---- a load ----
 
 class Load:
-    """Clients at the socket who flush `path` again and again, and write down what they are told."""
+    """Clients at the socket who flush the files again and again, and write down what they are told."""
 
-    def __init__(self, clients, scope, path):
-        self.clients = clients
-        if os.path.exists(LOG):
-            os.unlink(LOG)
-        self.process = subprocess.Popen(["/root/load-sock", str(clients), scope, LOG, path])
+    def __init__(self, clients, scope, *paths, uid=None, nice=0):
+        self.clients, log = clients, f"/tmp/answers-{uid or 0}"
+        if os.path.exists(log):
+            os.unlink(log)
+        user = ["nice", "-n", str(nice), "setpriv", f"--reuid={uid}", "--clear-groups"] if uid else []
+        # The log is the client's standard output, which another user need not be able to open.
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen([*user, "/root/load-sock", str(clients), scope, *paths], stdout=output)
+        self.log = open(log, "rb")
+        self.rows, self.counts = [], collections.Counter()
 
     def answers(self):
-        return judge.read_answers(LOG) if os.path.exists(LOG) else []
+        new = judge.read_answers(self.log)
+        self.rows += new
+        self.counts.update(row[2] for row in new)
+        return self.rows
+
+    def count(self, answer):
+        self.answers()
+        return self.counts[answer]
 
     def wait_for(self, answer, turns=2):
         """Until each of the clients, on average, has been told that so many times from now on."""
-        def count():
-            return sum(row[2] == answer for row in self.answers())
-
-        wanted = count() + turns * self.clients
-        return wait_until(30, lambda: count() >= wanted)
+        wanted = self.count(answer) + turns * self.clients
+        return wait_until(30, lambda: self.count(answer) >= wanted)
 
     def end(self):
         self.process.terminate()
-        self.process.wait()
+        if self.process.wait(30) != 0:
+            raise OSError(f"load-sock ended with {self.process.returncode}")
+        self.log.seek(0)
+        self.rows, self.counts = [], collections.Counter()
         return self.answers()
