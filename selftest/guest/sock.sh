@@ -13,7 +13,15 @@ ask() {
 is_active() {
 	systemctl is-active --quiet "$1"
 }
+# As `make install` does it.
+upgrade() {
+	install -m 755 /root/agent-"$1" /usr/sbin/pmem-agent && systemd-sysusers /usr/lib/sysusers.d/pmem-agent.conf &&
+		systemctl daemon-reload && systemctl reload dbus.service && udevadm control --reload &&
+		udevadm trigger --subsystem-match=nd --subsystem-match=dax --subsystem-match=block \
+			--subsystem-match=virtio-ports
+}
 chmod 755 /root
+cp /usr/sbin/pmem-agent /root/agent-first
 
 systemctl is-system-running --wait >/dev/null
 check "the service runs" wait_until 30 is_active pmem-agent
@@ -62,10 +70,12 @@ sed 's/^/# /' "$work/out"
 user /root/stress-sock --clients 64 --seconds 20 --steady --log "/tmp/answers" --json /mnt/file >"$work/load" 2>&1 &
 load=$!
 wait_until 20 test -s /tmp/answers
-for _ in 1 2 3; do
-	check "restarted under 64 busy clients" systemctl restart pmem-agent
+for version in asan first asan first; do
 	lines=$(wc -l </tmp/answers)
-	wait_until 20 sh -c "[ \$(wc -l </tmp/answers) -gt $((lines + 64)) ]"
+	check "another version is installed" upgrade $version
+	check "and started, under 64 busy clients" systemctl restart pmem-agent
+	check "it is what runs" cmp "/proc/$(systemctl show -P MainPID pmem-agent)/exe" /root/agent-$version
+	check "and serves them" wait_until 20 sh -c "[ \$(wc -l </tmp/answers) -gt $((lines + 128)) ]"
 done
 wait $load
 report $? "none of them noticed" "$work/load"
