@@ -98,6 +98,7 @@ struct part {
 	bool begun;        /* its round has started */
 	unsigned int call; /* of that round */
 	bool answered;
+	uint64_t loss; /* then: number of the region's newest loss, acknowledged or not */
 };
 
 struct request {

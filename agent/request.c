@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -352,6 +353,43 @@ void request_part_begun(struct part *part, unsigned int call)
 	r->fd = safe_close(r->fd);
 }
 
+/* Number of the newest loss, acknowledged or not. */
+static uint64_t newest_loss(const struct part *part)
+{
+	struct flush_status status;
+
+	manager_region_get_status(part->region, &status);
+	return status.loss.number ?: status.acknowledged;
+}
+
+/*
+ * The first to confirm may have lost something since, while the last one was waited for. That it has been acknowledged
+ * is no matter: who did so can't know of a caller that has not been answered.
+ */
+static const struct part *find_lost_since(const struct request *r)
+{
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		if (newest_loss(&r->parts[i]) != r->parts[i].loss)
+			return &r->parts[i];
+	return NULL;
+}
+
+static void set_lost_since(struct request *r, const struct part *part)
+{
+	struct flush_status status;
+
+	manager_region_get_status(part->region, &status);
+	r->result.answer = PMEM_AGENT_LOST;
+	r->result.error = status.loss.number ? status.loss.error : EIO;
+	if (status.loss.number)
+		round_describe_loss(part->region, r->result.detail);
+	else
+		snprintf(r->result.detail, sizeof(r->result.detail),
+			 "%s has lost stores while the flush of another region was awaited: loss %" PRIu64
+			 ", acknowledged meanwhile",
+			 part->region->region->name, status.acknowledged);
+}
+
 static void describe_answer(const struct part *part, enum pmem_agent_answer answer,
 			    char detail[static MOUNT_DETAIL_MAX])
 {
@@ -370,38 +408,33 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 {
 	struct request *r = part->request;
 	struct request_result *result = &r->result;
-	struct flush_status status;
+	const struct part *lost;
 
 	part->answered = true;
 	result->answer = action->answer;
 	result->error = action->error;
 
 	if (action->answer == PMEM_AGENT_DURABLE) {
+		part->loss = newest_loss(part);
 		result->epochs[result->n_epochs++] =
 		    (struct request_epoch){ .region = part->region, .epoch = action->round };
 		if (result->durable_usec == 0 || action->durable_usec < result->durable_usec)
 			result->durable_usec = action->durable_usec;
 		if (result->n_epochs < r->n_parts)
 			return;
-		/* The first to confirm may have lost something since. */
-		for (unsigned int i = 0; i < r->n_parts && result->answer == PMEM_AGENT_DURABLE; i++) {
-			manager_region_get_status(r->parts[i].region, &status);
-			if (status.loss.number == 0)
-				continue;
-			result->answer = PMEM_AGENT_LOST;
-			result->error = status.loss.error;
-			part = &r->parts[i];
-		}
+		lost = find_lost_since(r);
+		if (lost)
+			set_lost_since(r, lost);
+		else
+			/* An emulated region is never one of several. */
+			result->basis = manager_region_get_basis(r->parts[0].region);
+	} else {
+		describe_answer(part, result->answer, result->detail);
 	}
 
 	/* What was remembered of the target may be why. */
 	if (result->answer != PMEM_AGENT_DURABLE)
 		mount_cache_forget(r->manager->mounts);
-	if (result->answer == PMEM_AGENT_DURABLE)
-		/* An emulated region is never one of several. */
-		result->basis = manager_region_get_basis(r->parts[0].region);
-	else
-		describe_answer(part, result->answer, result->detail);
 	withdraw(r);
 	count_answer(r, result->answer);
 	r->done(result, r->userdata);

@@ -68,9 +68,16 @@ static inline int write_file(const char *path, const char *text)
 	return !f || fputs(text, f) < 0 || fclose(f) != 0 ? -1 : 0;
 }
 
-static inline int set_up_group(void **state)
+static inline int write_conf(void)
 {
 	char text[128];
+
+	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
+	return write_file(conf_path, text);
+}
+
+static inline int set_up_group(void **state)
+{
 
 	alarm(60);
 	signal(SIGCHLD, SIG_IGN);
@@ -80,10 +87,9 @@ static inline int set_up_group(void **state)
 	snprintf(emulated, sizeof(emulated), "%s/emulated", directory);
 	snprintf(fifo, sizeof(fifo), "%s/fifo", directory);
 	snprintf(identity, sizeof(identity), "file:%s", emulated);
-	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
 	worker_page_path(directory, identity, page_path, sizeof(page_path));
 	snprintf(record_path, sizeof(record_path), "%s/%016" PRIx64 ".loss", directory, region_identity_hash(identity));
-	return write_file(conf_path, text) < 0 || sd_event_new(&event) < 0 ? -1 : 0;
+	return write_conf() < 0 || sd_event_new(&event) < 0 ? -1 : 0;
 }
 
 static inline int tear_down_group(void **state)

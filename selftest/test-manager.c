@@ -6,6 +6,8 @@
 
 #include "selftest/emulated.h"
 
+static char other_page_path[128];
+
 /* ---- one agent ---- */
 
 static void test_durable(void **state)
@@ -236,6 +238,101 @@ static void test_admitted_later(void **state)
 	request_cancel(second);
 }
 
+/* ---- several regions ---- */
+
+static struct manager_region *emu1(void)
+{
+	return manager_find_region(manager, "emu1");
+}
+
+/* As of a filesystem over both. */
+static void ask_both(struct answer_of *a)
+{
+	struct manager_region *regions[] = { emu0(), emu1() };
+	struct request *r = calloc(1, sizeof(*r));
+	char detail[MOUNT_DETAIL_MAX] = "";
+
+	assert_non_null(r);
+	*a = (struct answer_of){};
+	r->manager = manager;
+	r->fd = -1;
+	r->target.flush.scope = FLUSH_REGION;
+	r->done = on_done;
+	r->userdata = a;
+	r->n_parts = ARRAY_SIZE(regions);
+	for (unsigned int i = 0; i < ARRAY_SIZE(regions); i++)
+		r->parts[i] = (struct part){ .request = r, .region = regions[i] };
+	assert_int_equal(request_admit(r, &me, detail), 0);
+}
+
+static int set_up_both(void **state)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "[Agent]\n[Region emu0]\nEmulate=%s\n[Region emu1]\nEmulate=%s\n", emulated,
+		 conf_path);
+	return set_up(state) < 0 ? -1 : write_file(conf_path, text);
+}
+
+static int tear_down_both(void **state)
+{
+	unlink(other_page_path);
+	return tear_down(state) < 0 ? -1 : write_conf();
+}
+
+/* Both have made a round; emu1 makes the next when its worker is let go on. */
+static pid_t start_both(void)
+{
+	struct answer_of a;
+	pid_t worker;
+
+	start_agent();
+	manager_region_get_page_path(emu1(), other_page_path, sizeof(other_page_path));
+	wait_for_state();
+	ask_both(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_int_equal(a.result.n_epochs, 2);
+	worker = (pid_t)emu1()->page->worker.pid;
+	stop(worker);
+	return worker;
+}
+
+/* Lost, and acknowledged if `acknowledged`, after emu0 has confirmed and before emu1 has. */
+static void lose_first_of_both(bool acknowledged, const char *words)
+{
+	pid_t worker = start_both();
+	char detail[MOUNT_DETAIL_MAX];
+	struct answer_of a;
+
+	ask_both(&a);
+	while (status().epoch < 2)
+		turn();
+	settle();
+	assert_false(a.told);
+	round_lose(emu0(), ENXIO, FLUSH_ORIGIN_WITNESS);
+	if (acknowledged)
+		assert_int_equal(manager_acknowledge(manager, emu0(), 1, detail), 0);
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	assert_answer(&a, PMEM_AGENT_LOST);
+	assert_int_equal(a.result.error, acknowledged ? EIO : ENXIO);
+	assert_non_null(strstr(a.result.detail, words));
+}
+
+static void test_loss_of_one_while_the_other_is_awaited(void **state)
+{
+	lose_first_of_both(false, "emu0 has lost stores: loss 1");
+}
+
+/* Who acknowledged it can't have known of a caller that has not been answered. */
+static void test_acknowledged_while_the_other_is_awaited(void **state)
+{
+	struct answer_of a;
+
+	lose_first_of_both(true, "loss 1, acknowledged meanwhile");
+	ask_both(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
 /* ---- the end ---- */
 
 static void on_stopped(bool clean, void *userdata)
@@ -292,6 +389,10 @@ int main(void)
 		TEST(test_deadline),
 		TEST(test_quota),
 		TEST(test_admitted_later),
+		cmocka_unit_test_setup_teardown(test_loss_of_one_while_the_other_is_awaited, set_up_both,
+						tear_down_both),
+		cmocka_unit_test_setup_teardown(test_acknowledged_while_the_other_is_awaited, set_up_both,
+						tear_down_both),
 		TEST(test_stop),
 		TEST(test_stop_while_the_host_hangs),
 		TEST(test_stop_when_lost),
