@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,7 +25,8 @@
 #define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
 #endif
 
-#define MAX_DESCRIPTORS 32768
+#define MAX_DESCRIPTORS    32768
+#define LOCK_PATIENCE_MSEC 1000
 
 struct agent {
 	sd_event *event;
@@ -175,22 +177,32 @@ static int set_up_event(struct agent *a)
 	return r < 0 ? r : 0;
 }
 
+/* A child of an agent that has just been killed may have the lock for a moment. */
+static int lock_patiently(int fd)
+{
+	for (unsigned int msec = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; msec++)
+		if (errno != EWOULDBLOCK || msec >= LOCK_PATIENCE_MSEC)
+			return -errno;
+		else
+			poll(NULL, 0, 1);
+	return 0;
+}
+
 /*
  * One agent at a time has the pages, and takes from the trace instance what nobody else sees then. The name on the bus
  * comes too late for that. Held until the end of this process.
  */
 static int lock_runtime_dir(void)
 {
-	int fd;
+	int fd, r;
 
 	if (mkdir(runtime_dir, 0755) < 0 && errno != EEXIST)
 		return -errno;
 	fd = open(runtime_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		int r = -errno;
-
+	r = lock_patiently(fd);
+	if (r < 0) {
 		if (r == -EWOULDBLOCK)
 			log_daemon(LOG_ERR, LOG_EVENT_NONE, "another pmem-agent is running, with its pages in %s",
 				   runtime_dir);
