@@ -7,7 +7,6 @@
 
 #include "answer.h"
 #include "bus-private.h"
-#include "closer.h"
 
 /* Fewer than dbus-daemon lets one client wait for (128), so that it can still ask something else. */
 #define BUS_MAX_CALLS_PER_CLIENT 96

@@ -67,17 +67,19 @@ void bus_keep_copy(struct bus *b, int fd)
 	}
 }
 
-/* The message may be freed only when none of its descriptors can hang; one that stays so is kept for good. */
+static void forget_message(void *userdata)
+{
+	sd_bus_message_unref(userdata);
+}
+
+/* The message may be freed only when none of its descriptors can hang. Whose it is the bus does not tell. */
 static void guard_release(struct bus *b)
 {
-	bool harmless = true;
-
-	for (unsigned int i = 0; i < b->guard.n_fds; i++)
-		if (closer_defuse(b->guard.fds[i]) < 0)
-			harmless = false;
-	b->guard.n_fds = 0;
-	if (harmless)
+	if (b->guard.n_fds > 0)
+		closer_defuse(b->guard.fds, b->guard.n_fds, CLOSER_NOBODY, forget_message, b->guard.message);
+	else
 		sd_bus_message_unref(b->guard.message);
+	b->guard.n_fds = 0;
 	b->guard.message = NULL;
 }
 
@@ -106,7 +108,7 @@ static int bus_process(struct bus *b)
 {
 	int r = 1;
 
-	for (unsigned int i = 0; r > 0 && i < BUS_MESSAGES_PER_WAKEUP; i++)
+	for (unsigned int i = 0; r > 0 && i < BUS_MESSAGES_PER_WAKEUP && !closer_is_full(CLOSER_NOBODY); i++)
 		r = process_one(b);
 	return r < 0 ? lost_connection(b, r) : 0;
 }
@@ -130,6 +132,11 @@ static int on_prepare(sd_event_source *s, void *userdata)
 
 	if (events < 0)
 		return lost_connection(b, events);
+	/* Messages that may bring more wait at the bus; the closer wakes the loop. */
+	if (closer_is_full(CLOSER_NOBODY)) {
+		sd_event_source_set_enabled(b->timeout_source, SD_EVENT_OFF);
+		return sd_event_source_set_io_events(b->io_source, 0);
+	}
 	r = sd_event_source_set_io_events(b->io_source, (uint32_t)events);
 	if (r < 0)
 		return r;

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "child.h"
+#include "closer.h"
 #include "util.h"
 
 static _Noreturn void child(const char *name, void (*run)(int sock, void *userdata), void *userdata, int sock)
@@ -26,7 +27,7 @@ static _Noreturn void child(const char *name, void (*run)(int sock, void *userda
 	/* Nothing of the agent's may stay open here: not its sockets, not those of other children. */
 	if (sock != 3 && dup3(sock, 3, O_CLOEXEC) < 0)
 		_exit(1);
-	if (close_range(4, ~0U, 0) < 0)
+	if (closer_close_from(4) < 0)
 		_exit(1);
 	run(3, userdata);
 	_exit(0);

@@ -12,6 +12,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "bus.h"
+#include "closer.h"
 #include "conf.h"
 #include "host.h"
 #include "hotplug.h"
@@ -241,6 +242,11 @@ static int start(struct agent *a)
 		conf_free(conf);
 		return r;
 	}
+	r = closer_start(a->event);
+	if (r < 0) {
+		conf_free(conf);
+		return r;
+	}
 	r = manager_new(a->event, conf, runtime_dir, state_dir, &a->manager);
 	if (r < 0)
 		return r;
@@ -299,5 +305,6 @@ int main(int argc, char **argv)
 		log_daemon(LOG_ERR, LOG_EVENT_STOPPED, "cannot go on: %s", strerrordesc_np(-r));
 	tear_down(&agent);
 	log_close();
+	closer_stop();
 	return r < 0 ? 1 : 0;
 }

@@ -103,7 +103,8 @@ struct part {
 
 struct request {
 	struct manager *manager;
-	int fd; /* -1 once every part has begun, and where there is none */
+	int fd;    /* -1 once every part has begun, and where there is none */
+	uid_t uid; /* who gave it, CLOSER_NOBODY: not known yet */
 	struct target target;
 	struct part parts[MOUNT_MAX_LEAVES];
 	unsigned int n_parts;

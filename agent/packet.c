@@ -90,8 +90,8 @@ int packet_take_fd(struct packet *p)
 	return p->fds[--p->n_fds];
 }
 
-void packet_clear(struct packet *p)
+void packet_clear(struct packet *p, uid_t uid)
 {
 	while (p->n_fds > 0)
-		closer_close(p->fds[--p->n_fds]);
+		closer_close(p->fds[--p->n_fds], uid);
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <sys/types.h>
 
 #include "lib/wire.h"
 
@@ -33,5 +34,5 @@ int packet_check(const struct packet *p, char *detail, size_t size);
 /* The only descriptor of a request, which is the caller's from here on. */
 int packet_take_fd(struct packet *p);
 
-/* Closes what it still has. */
-void packet_clear(struct packet *p);
+/* Closes what it still has, which `uid` sent. */
+void packet_clear(struct packet *p, uid_t uid);

@@ -21,7 +21,7 @@ static struct request *request_free(struct request *r)
 		round_region_unpin(r->parts[i].region);
 	/* Not every part has begun: this may be the last reference to a file, whose release can block. */
 	if (r->fd >= 0)
-		closer_close(r->fd);
+		closer_close(r->fd, r->uid);
 	free(r);
 	return NULL;
 }
@@ -199,7 +199,8 @@ static int submit(struct request *r, const struct flush_caller *caller, char det
 	return 0;
 }
 
-static struct request *request_new(struct manager *m, int fd, request_done_t done, void *userdata)
+static struct request *request_new(struct manager *m, int fd, const struct flush_caller *caller, request_done_t done,
+				   void *userdata)
 {
 	struct request *r = calloc(1, sizeof(*r));
 
@@ -207,6 +208,7 @@ static struct request *request_new(struct manager *m, int fd, request_done_t don
 		return NULL;
 	r->manager = m;
 	r->fd = fd;
+	r->uid = caller ? caller->uid : CLOSER_NOBODY;
 	r->done = done;
 	r->userdata = userdata;
 	return r;
@@ -250,12 +252,12 @@ static void target_region(const struct manager_region *mr, struct request *r)
 int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
 		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, fd, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, done, userdata);
 	struct manager_region *emulated;
 	int answer;
 
 	if (!r) {
-		closer_close(fd);
+		closer_close(fd, caller ? caller->uid : CLOSER_NOBODY);
 		return -ENOMEM;
 	}
 	emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(m, fd);
@@ -268,13 +270,19 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 	if (answer < 0)
 		return answer;
 	answer = find_parts(r, answer, detail);
+	if (r->n_parts == 0 && closer_is_busy(r->uid)) {
+		snprintf(
+		    detail, MOUNT_DETAIL_MAX,
+		    "descriptors that were passed before cannot be closed, since their filesystem does not answer");
+		answer = PMEM_AGENT_BUSY;
+	}
 	return finish_new(&r, answer, caller, ret, detail);
 }
 
 int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,
 		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
 	int answer;
 
 	if (!r)
@@ -291,7 +299,7 @@ int manager_flush_region(struct manager *m, struct manager_region *mr, const str
 			 request_done_t done, void *userdata, struct request **ret,
 			 char detail[static MOUNT_DETAIL_MAX])
 {
-	_cleanup_(request_freep) struct request *r = request_new(m, -1, done, userdata);
+	_cleanup_(request_freep) struct request *r = request_new(m, -1, caller, done, userdata);
 
 	if (!r)
 		return -ENOMEM;
@@ -301,8 +309,10 @@ int manager_flush_region(struct manager *m, struct manager_region *mr, const str
 
 int request_admit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
 {
-	int answer = submit(r, caller, detail);
+	int answer;
 
+	r->uid = caller->uid;
+	answer = submit(r, caller, detail);
 	if (answer != 0)
 		request_free(r);
 	return answer;

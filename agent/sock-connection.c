@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include "answer.h"
+#include "closer.h"
 #include "packet.h"
 #include "sock-private.h"
 
@@ -259,13 +260,13 @@ static unsigned int receive(struct connection *c)
 	cost = 1 + p.n_fds;
 	if (r > 0 && !c->left)
 		handle(c, &p);
-	packet_clear(&p);
+	packet_clear(&p, c->user->uid);
 	return cost;
 }
 
 static bool can_receive(const struct connection *c)
 {
-	return !c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING;
+	return !c->ended && c->n_outstanding < SOCK_MAX_OUTSTANDING && !closer_is_full(c->user->uid);
 }
 
 /* ---- the connection ---- */
@@ -283,8 +284,19 @@ static void update(struct connection *c)
 		e.events |= EPOLLIN;
 	if (!TAILQ_EMPTY(&c->replies))
 		e.events |= EPOLLOUT;
+	/* On its edge only: that the peer has hung up would be told again and again, and it can't be read to its end
+	 * now. */
+	if (!c->ended && closer_is_full(c->user->uid)) {
+		e.events = EPOLLET;
+		sock_retry_later(c->sock);
+	}
 	if (e.events != c->events && epoll_ctl(c->sock->ready, EPOLL_CTL_MOD, c->fd, &e) == 0)
 		c->events = e.events;
+}
+
+void connection_retry(struct connection *c)
+{
+	update(c);
 }
 
 static void give_up_some(struct connection *c)
@@ -403,7 +415,7 @@ void connection_abandon(struct connection *c)
 	leave(c);
 	while (e > 0 || e == -ECONNRESET || e == -EINTR) {
 		e = packet_receive(c->fd, &p);
-		packet_clear(&p);
+		packet_clear(&p, c->user->uid);
 	}
 	connection_free(c);
 }

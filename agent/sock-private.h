@@ -53,7 +53,7 @@ struct sock {
 	int ready;      /* an epoll of the connections: one event of the loop serves all that are ready */
 	sd_event_source *ready_source;
 	sd_event_source *listen_source;
-	sd_event_source *retry_source; /* accepts again after a shortage */
+	sd_event_source *retry_source; /* accepts and reads again after a shortage */
 	unsigned int max_connections, max_requests;
 	unsigned int n_connections, n_requests;
 	struct connection_list connections;
@@ -77,6 +77,9 @@ static inline unsigned int sock_share(unsigned int all)
 /* A connection has gone, and is off the list. */
 void sock_connection_gone(struct sock *s, struct sock_user *user);
 
+/* connection_retry() for all, in a while. */
+void sock_retry_later(struct sock *s);
+
 /* ---- sock-connection.c ---- */
 
 /* Takes `fd` over, and has `user` counted already. 0 or a negative errno. */
@@ -88,6 +91,9 @@ void connections_serve(struct sock *s);
 
 /* Tells why, and ends it; what it sent is not looked at. */
 void connection_refuse(struct connection *c, const char *detail);
+
+/* It may be read again, if what its user has sent before has been closed meanwhile. */
+void connection_retry(struct connection *c);
 
 /* Nothing more is taken in: the peer knows of each packet whether it came before. Frees it if it waits for nothing. */
 void connection_stop(struct connection *c);

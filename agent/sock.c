@@ -100,14 +100,18 @@ static int add_connection(struct sock *s, int fd)
 	return 0;
 }
 
+void sock_retry_later(struct sock *s)
+{
+	sd_event_source_set_time_relative(s->retry_source, SOCK_RETRY_USEC);
+	sd_event_source_set_enabled(s->retry_source, SD_EVENT_ONESHOT);
+}
+
 /* Until a connection is closed, or for a while: whoever wants to connect waits in the kernel. */
 static void pause_listening(struct sock *s, bool retry)
 {
 	sd_event_source_set_enabled(s->listen_source, SD_EVENT_OFF);
-	if (!retry)
-		return;
-	sd_event_source_set_time_relative(s->retry_source, SOCK_RETRY_USEC);
-	sd_event_source_set_enabled(s->retry_source, SD_EVENT_ONESHOT);
+	if (retry)
+		sock_retry_later(s);
 }
 
 /* 0: there may be more; -EAGAIN: there is none; another negative errno: a shortage. */
@@ -151,7 +155,14 @@ static int on_ready(sd_event_source *source, int fd, uint32_t revents, void *use
 
 static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 {
-	listen_again(userdata);
+	struct sock *s = userdata;
+	struct connection *c, *next;
+
+	listen_again(s);
+	for (c = TAILQ_FIRST(&s->connections); c; c = next) {
+		next = TAILQ_NEXT(c, entry);
+		connection_retry(c);
+	}
 	return 0;
 }
 
@@ -291,7 +302,6 @@ static int on_stop_timer(sd_event_source *source, uint64_t usec, void *userdata)
 static void stop_listening(struct sock *s)
 {
 	s->listen_source = sd_event_source_disable_unref(s->listen_source);
-	s->retry_source = sd_event_source_disable_unref(s->retry_source);
 	if (!s->path[0])
 		return;
 	shutdown(s->fd, SHUT_RD);

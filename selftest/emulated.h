@@ -18,6 +18,7 @@
 
 #include <cmocka.h>
 
+#include "agent/closer.h"
 #include "agent/manager-private.h"
 
 static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], record_path[64],
@@ -89,11 +90,12 @@ static inline int set_up_group(void **state)
 	snprintf(identity, sizeof(identity), "file:%s", emulated);
 	worker_page_path(directory, identity, page_path, sizeof(page_path));
 	snprintf(record_path, sizeof(record_path), "%s/%016" PRIx64 ".loss", directory, region_identity_hash(identity));
-	return write_conf() < 0 || sd_event_new(&event) < 0 ? -1 : 0;
+	return write_conf() < 0 || sd_event_new(&event) < 0 || closer_start(event) < 0 ? -1 : 0;
 }
 
 static inline int tear_down_group(void **state)
 {
+	closer_stop();
 	sd_event_unref(event);
 	return unlink(conf_path) < 0 || rmdir(directory) < 0 ? -1 : 0;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "agent/bus.h"
+#include "agent/closer.h"
 #include "agent/manager.h"
 #include "agent/util.h"
 #include "lib/wire.h"
@@ -80,7 +81,7 @@ static inline int session_run_agent(const char *conf_path, const char *runtime_d
 	sd_event *event;
 
 	signal(SIGCHLD, SIG_IGN);
-	if (conf_load(conf_path, &conf) < 0 || sd_event_new(&event) < 0 ||
+	if (conf_load(conf_path, &conf) < 0 || sd_event_new(&event) < 0 || closer_start(event) < 0 ||
 	    manager_new(event, conf, runtime_dir, runtime_dir, &m) < 0 || bus_new(m, &b) < 0 ||
 	    write(ready, "R", 1) != 1)
 		return 1;

@@ -175,7 +175,7 @@ static void send_stray(const char *interface, const char *member, const char *ty
 static void test_no_descriptor_stays(void **state)
 {
 	_cleanup_close_ int fd = open_emulated();
-	unsigned int before, held;
+	unsigned int before;
 
 	send_stray(BUS_INTERFACE_MANAGER, "Flush", "hh", fd);
 	before = count_agent_fds();
@@ -186,9 +186,9 @@ static void test_no_descriptor_stays(void **state)
 		send_stray("org.freedesktop.DBus.Peer", "Nothing", "hh", fd);
 		test_refused_descriptor(state);
 	}
-	held = count_agent_fds();
-	/* A child that is a little late is watched until the next one. */
-	assert_in_range(held, 1, before + 3);
+	/* They go a moment later; if one didn't, this would not end. */
+	while (count_agent_fds() > before)
+		;
 }
 
 /*
