@@ -83,6 +83,8 @@ $(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a $(build)/libpmem
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
 
+$(build)/test-watch: private ldflags += -Wl,--wrap=witness_next
+
 # A simulator sees what makes no system call, and links nothing else.
 $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
 	$(say) LD $@

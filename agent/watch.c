@@ -143,8 +143,11 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 	TAILQ_FOREACH (mr, &m->removed, entry)
 		mr->hit = mr == just_lost;
 
+	/* What is taken from the trace is nowhere but here until it is counted. */
+	if (!witness_has_more(m->witness))
+		return;
+	mark_reading(m, 1);
 	while ((r = witness_next(m->witness, &entry)) > 0) {
-		mark_reading(m, 1);
 		switch (entry.type) {
 		case WITNESS_ENTRY_NONE:
 			break;

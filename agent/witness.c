@@ -4,6 +4,7 @@
  */
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/sysmacros.h>
@@ -82,6 +83,14 @@ struct witness *witness_free(struct witness *w)
 int witness_get_fd(const struct witness *w)
 {
 	return w->fd;
+}
+
+bool witness_has_more(const struct witness *w)
+{
+	struct pollfd p = { .fd = w->fd, .events = POLLIN };
+
+	/* The kernel keeps nothing back that poll() does not tell of: what was begun has been read to its end. */
+	return poll(&p, 1, 0) != 0;
 }
 
 /* "CPU:0 [LOST 12 EVENTS]" or "CPU:0 [LOST EVENTS]", and nothing else: a task can't forge it, its name is too short. */

@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "util.h"
@@ -34,6 +35,9 @@ DEFINE_CLEANUP(struct witness *, witness_free)
 
 /* Readable when there are entries. */
 int witness_get_fd(const struct witness *w);
+
+/* Whether there may be entries. What witness_next() has begun it must have read until there was none. */
+bool witness_has_more(const struct witness *w);
 
 /* 1 with the next entry, 0 if there is none at present, or a negative errno: the witness can't be relied on any more.
  */

@@ -111,7 +111,7 @@ _Static_assert(sizeof(struct pmem_agent_reply) == 512, "a reply is 512 bytes");
  * keep a latch to read when there is no agent.
  *
  * Every field has one writer, which stores it atomically. The worker writes what its system calls returned; the agent
- * writes what it decided. A reader calls the region lost if pmem_agent_page_lost() says so.
+ * writes what it decided. Whether stores have been lost pmem_agent_page_lost() tells.
  */
 #define PMEM_AGENT_PAGE_MAGIC   0x314741504d454d50ULL /* "PMEMPAG1" when little-endian */
 #define PMEM_AGENT_PAGE_VERSION 1
@@ -149,7 +149,7 @@ struct pmem_agent_page {
 		uint64_t epoch;        /* newest round the agent told anyone of as durable */
 		int32_t loss_error;    /* errno */
 		uint32_t loss_origin;  /* enum flush_origin */
-		uint32_t reading;      /* not 0: it has taken errors from the trace instance and not yet counted them */
+		uint32_t reading;      /* not 0: it is taking errors from the trace instance, or died before it counted them */
 		uint32_t recalled;     /* 1: what earlier boots lost is counted here; stored after it */
 		uint64_t loss_epoch;   /* newest round confirmed before it */
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
@@ -162,18 +162,28 @@ struct pmem_agent_page {
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
 
 /*
- * Whether stores to the region have been lost that nobody acknowledged, or nobody can tell, as far as the page tells.
+ * What the page tells of losses. 0: none that nobody acknowledged. PMEM_AGENT_LOST: there is one. PMEM_AGENT_UNKNOWN:
+ * nobody can tell: the agent is looking at errors right now, or died doing so; or it does not know yet what earlier
+ * boots lost; or this is no page, or not any more. The first of these passes within milliseconds if the agent lives.
  *
- * A failure is stored first in worker.failed, then counted in loss, then noted in failed_seen, and maybe acknowledged
- * after that. So it is looked for in the reverse order, or it could pass from one field to the next behind our back.
+ * An error that the trace instance has is announced in `reading`, then counted in loss, and then no more announced. A
+ * failure of a round is stored in worker.failed, then counted in loss, then noted in failed_seen. Both may be
+ * acknowledged after that. So they are looked for in the reverse order, or they could pass from one field to the next
+ * behind our back.
  */
 static inline int pmem_agent_page_lost(const volatile struct pmem_agent_page *page)
 {
 	uint32_t recalled = __atomic_load_n(&page->agent.recalled, __ATOMIC_ACQUIRE);
 	uint64_t acknowledged = __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE);
+	uint32_t reading = __atomic_load_n(&page->agent.reading, __ATOMIC_ACQUIRE);
 	uint64_t failed_seen = __atomic_load_n(&page->agent.failed_seen, __ATOMIC_ACQUIRE);
 	uint64_t loss = __atomic_load_n(&page->agent.loss, __ATOMIC_ACQUIRE);
 	uint64_t failed = __atomic_load_n(&page->worker.failed, __ATOMIC_ACQUIRE);
 
-	return !recalled || loss > acknowledged || failed > failed_seen;
+	if (loss > acknowledged || failed > failed_seen)
+		return PMEM_AGENT_LOST;
+	return reading || !recalled || __atomic_load_n(&page->magic, __ATOMIC_ACQUIRE) != PMEM_AGENT_PAGE_MAGIC ||
+		       page->version != PMEM_AGENT_PAGE_VERSION
+		   ? PMEM_AGENT_UNKNOWN
+		   : 0;
 }

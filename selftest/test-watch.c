@@ -17,6 +17,18 @@ static const char *const attributes[][2] = {
 };
 
 static int trace = -1;
+static unsigned int n_taken, n_unmarked;
+
+int __real_witness_next(struct witness *w, struct witness_entry *ret);
+int __wrap_witness_next(struct witness *w, struct witness_entry *ret);
+
+/* The agent could be killed right after it: the page must say before that nobody can tell. */
+int __wrap_witness_next(struct witness *w, struct witness_entry *ret)
+{
+	n_taken++;
+	n_unmarked += pmem_agent_page_lost(page) == 0;
+	return __real_witness_next(w, ret);
+}
 
 /* An agent with a witness. */
 static void start_watched(void)
@@ -81,10 +93,17 @@ static void test_unrelated(void **state)
 	struct answer_of a;
 
 	start_watched();
+	n_taken = n_unmarked = 0;
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_int_equal(n_taken, 0);
 	for (unsigned int i = 0; i < 100; i++)
 		say(UNRELATED);
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_true(n_taken > 0);
+	assert_int_equal(n_unmarked, 0);
+	assert_int_equal(pmem_agent_page_lost(page), 0);
 }
 
 static void test_overrun_while_in_flight(void **state)
@@ -123,8 +142,14 @@ static void test_overrun_after_removal(void **state)
 /* What was read is nowhere but in the agent that read it. */
 static void test_died_reading(void **state)
 {
+	start_agent();
+	settle();
+	end_agent();
+	assert_int_equal(pmem_agent_page_lost(page), 0);
 	page->agent.reading = 1;
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_UNKNOWN);
 	start_watched();
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
 	assert_refused(PMEM_AGENT_LOST);
 	assert_true(page->agent.loss == 1 && page->agent.reading == 0);
 	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_OVERRUN);
