@@ -127,6 +127,20 @@ struct request_result {
 /* Called exactly once, from the loop, never from within manager_flush_*(); the request is freed afterwards. */
 typedef void (*request_done_t)(const struct request_result *result, void *userdata);
 
+/* What a request would come to, by what is known now. */
+struct manager_query {
+	enum pmem_agent_answer answer; /* 0: a flush would be made */
+	enum flush_scope scope;
+	struct manager_region *regions[MOUNT_MAX_LEAVES]; /* below the target, as far as they are known */
+	unsigned int n_regions;
+	const struct region *decides; /* the answer, by its method; NULL: there is none */
+	char detail[MOUNT_DETAIL_MAX];
+};
+
+/* `fd` is consumed. Nothing is flushed and nobody counts it; `caller` is whose descriptor it is. 0 or a negative errno. */
+int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
+		     struct manager_query *ret);
+
 /*
  * Flush what the descriptor stands for (`fd` is consumed), what is mounted at `path`, or a region. 0: `done` will be
  * called. Positive: the answer is known already, with `detail`. Negative: an errno. `caller` NULL: who asks is not

@@ -69,10 +69,12 @@ int packet_check(const struct packet *p, char *detail, size_t size)
 			 PMEM_AGENT_WIRE_VERSION);
 	else if (p->size != sizeof(*r))
 		snprintf(detail, size, "a packet of %zu bytes; a request has %zu", p->size, sizeof(*r));
-	else if (r->type != PMEM_AGENT_PACKET_FLUSH)
+	else if (r->type != PMEM_AGENT_PACKET_FLUSH && r->type != PMEM_AGENT_PACKET_QUERY)
 		snprintf(detail, size, "a packet of unknown type %u", r->type);
 	else if (r->scope >= PMEM_AGENT_N_SCOPES)
 		snprintf(detail, size, "unknown scope %u", r->scope);
+	else if (r->type == PMEM_AGENT_PACKET_QUERY && r->timeout_usec != 0)
+		snprintf(detail, size, "a query with a timeout; it is answered at once");
 	else if (r->flags != 0 || !is_zero(r->reserved, ARRAY_SIZE(r->reserved)))
 		snprintf(detail, size, "a flag or reserved field is not 0");
 	else if (p->cut) {

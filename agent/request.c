@@ -249,34 +249,83 @@ static void target_region(const struct manager_region *mr, struct request *r)
 	r->parts[r->n_parts++] = (struct part){ .request = r, .region = (struct manager_region *)mr };
 }
 
+/* What its descriptor stands for. 0, an answer, or a negative errno. */
+static int resolve_fd(struct request *r, enum mount_scope scope, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct manager_region *emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(r->manager, r->fd);
+	int answer;
+
+	if (emulated) {
+		target_region(emulated, r);
+		return 0;
+	}
+	answer = mount_cache_resolve_fd(r->manager->mounts, r->fd, scope, &r->target, detail);
+	if (answer < 0)
+		return answer;
+	answer = find_parts(r, answer, detail);
+	if (r->n_parts > 0 || !closer_is_busy(r->uid))
+		return answer;
+	snprintf(detail, MOUNT_DETAIL_MAX,
+		 "descriptors that were passed before cannot be closed, since their filesystem does not answer");
+	return PMEM_AGENT_BUSY;
+}
+
 int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
 		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
 {
 	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, done, userdata);
-	struct manager_region *emulated;
-	int answer;
 
 	if (!r) {
 		closer_close(fd, caller ? caller->uid : CLOSER_NOBODY);
 		return -ENOMEM;
 	}
-	emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(m, fd);
-	if (emulated) {
-		target_region(emulated, r);
-		return finish_new(&r, 0, caller, ret, detail);
-	}
+	return finish_new(&r, resolve_fd(r, scope, detail), caller, ret, detail);
+}
 
-	answer = mount_cache_resolve_fd(m->mounts, fd, scope, &r->target, detail);
+/* By the first region that can't be flushed, else by the first there is. */
+static void describe_regions(const struct request *r, struct manager_query *q)
+{
+	char why[MOUNT_DETAIL_MAX];
+
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		q->regions[q->n_regions++] = r->parts[i].region;
+	for (unsigned int i = 0; i < q->n_regions; i++) {
+		const struct region *region = manager_region_get(q->regions[i]);
+
+		if (!q->decides || (check_method(region, why) != 0 && check_method(q->decides, why) == 0))
+			q->decides = region;
+	}
+	if (q->answer == 0 && q->decides && q->decides->n_evidence > 0)
+		snprintf(q->detail, sizeof(q->detail), "%s: %s", q->decides->name,
+			 q->decides->evidence[q->decides->n_evidence - 1]);
+}
+
+int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
+		     struct manager_query *ret)
+{
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, NULL, NULL);
+	int answer;
+
+	if (!r) {
+		closer_close(fd, caller->uid);
+		return -ENOMEM;
+	}
+	*ret = (struct manager_query){ .detail = "" };
+	answer = resolve_fd(r, scope, ret->detail);
 	if (answer < 0)
 		return answer;
-	answer = find_parts(r, answer, detail);
-	if (r->n_parts == 0 && closer_is_busy(r->uid)) {
-		snprintf(
-		    detail, MOUNT_DETAIL_MAX,
-		    "descriptors that were passed before cannot be closed, since their filesystem does not answer");
-		answer = PMEM_AGENT_BUSY;
+	for (unsigned int i = 0; answer == 0 && i < r->n_parts; i++) {
+		struct flush_status status;
+
+		manager_region_get_status(r->parts[i].region, &status);
+		/* Else what earlier boots lost is being read, and a flush would wait for it. */
+		if (status.withheld && m->memory.problem[0])
+			answer = describe_refusal(r->parts[i].region, PMEM_AGENT_UNKNOWN, ret->detail);
 	}
-	return finish_new(&r, answer, caller, ret, detail);
+	ret->answer = (enum pmem_agent_answer)answer;
+	ret->scope = r->target.flush.scope;
+	describe_regions(r, ret);
+	return 0;
 }
 
 int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,

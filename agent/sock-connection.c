@@ -41,7 +41,7 @@ static struct sock_request *sock_request_new(struct connection *c, const struct 
 		return NULL;
 	r->connection = c;
 	r->reply.version = PMEM_AGENT_WIRE_VERSION;
-	r->reply.type = PMEM_AGENT_PACKET_FLUSH;
+	r->reply.type = request->type == PMEM_AGENT_PACKET_QUERY ? PMEM_AGENT_PACKET_QUERY : PMEM_AGENT_PACKET_FLUSH;
 	r->reply.id = request->id;
 	TAILQ_INSERT_TAIL(&c->waiting, r, entry);
 	c->n_outstanding++;
@@ -217,6 +217,50 @@ static int begin(struct sock_request *r, struct packet *p, char detail[static MO
 				on_request_done, r, &r->request, detail);
 }
 
+static uint32_t method_of(const struct region *region)
+{
+	static const unsigned char methods[N_REGION_METHODS] = {
+		[REGION_METHOD_IMPOSSIBLE] = PMEM_AGENT_METHOD_IMPOSSIBLE,
+		[REGION_METHOD_BLOCK] = PMEM_AGENT_METHOD_BLOCK,
+		[REGION_METHOD_DEEP_FLUSH] = PMEM_AGENT_METHOD_DEEP_FLUSH,
+		[REGION_METHOD_HOST] = PMEM_AGENT_METHOD_HOST,
+		[REGION_METHOD_CPU_FLUSH] = PMEM_AGENT_METHOD_CPU_FLUSH,
+		[REGION_METHOD_FILE] = PMEM_AGENT_METHOD_FILE,
+	};
+
+	return region ? methods[region->method] : PMEM_AGENT_METHOD_NONE;
+}
+
+/* As begin(); the answer is in the reply already. */
+static int query(struct sock_request *r, struct packet *p)
+{
+	struct pmem_agent_reply *reply = &r->reply;
+	struct flush_caller caller = caller_of(r->connection, 0);
+	struct manager_query q;
+	int e = manager_query_fd(r->connection->sock->manager, packet_take_fd(p), (enum mount_scope)p->request.scope,
+				 &caller, &q);
+
+	if (e < 0)
+		return e;
+	set_answer(reply, q.answer, 0, q.detail);
+	if (q.answer == 0)
+		snprintf(reply->detail, sizeof(reply->detail), "%.*s", PMEM_AGENT_DETAIL_MAX - 1, q.detail);
+	reply->method = method_of(q.decides);
+	reply->scope = q.n_regions > 0 ? scope_of(q.scope) : 0;
+	reply->n_regions = q.n_regions;
+	for (unsigned int i = 0; i < q.n_regions; i++) {
+		const struct region *region = manager_region_get(q.regions[i]);
+		struct flush_status status;
+
+		manager_region_get_status(q.regions[i], &status);
+		if (region_can_flush(region))
+			reply->regions[i] = (struct pmem_agent_epoch){ .page = region_identity_hash(region->identity),
+								       .epoch = status.epoch };
+	}
+	answer(r);
+	return 0;
+}
+
 static void handle(struct connection *c, struct packet *p)
 {
 	struct sock_request *r = sock_request_new(c, &p->request);
@@ -231,7 +275,7 @@ static void handle(struct connection *c, struct packet *p)
 	if (e == PMEM_AGENT_REFUSED)
 		r->reply.type = PMEM_AGENT_PACKET_ERROR;
 	if (e == 0)
-		e = begin(r, p, detail);
+		e = p->request.type == PMEM_AGENT_PACKET_QUERY ? query(r, p) : begin(r, p, detail);
 	if (e == 0)
 		return;
 	if (e < 0)

@@ -40,7 +40,7 @@ enum pmem_agent_answer {
 
 /*
  * The socket: /run/pmem-agent/socket, SOCK_SEQPACKET, native byte order. A request is one packet and brings exactly one
- * descriptor (SCM_RIGHTS): what it stands for is to be made durable. Each request has one reply, in any order, and
+ * descriptor (SCM_RIGHTS): what it stands for is to be made durable, or is asked about. Each request has one reply, in any order, and
  * replies carry the id of their request. See pmem-agent-socket(7).
  *
  * `version`, `type` and `id` stay where they are in every version.
@@ -52,6 +52,7 @@ enum pmem_agent_answer {
 enum pmem_agent_packet {
 	PMEM_AGENT_PACKET_FLUSH = 1, /* a request, and its reply */
 	PMEM_AGENT_PACKET_ERROR, /* a reply to what is no request; id 0: to all that the connection still waits for */
+	PMEM_AGENT_PACKET_QUERY, /* a request to tell what a flush would come to, without making one, and its reply */
 };
 
 enum pmem_agent_scope {
@@ -71,13 +72,25 @@ enum pmem_agent_basis {
 	PMEM_AGENT_N_BASES,
 };
 
+/* How the memory of a region is flushed. */
+enum pmem_agent_method {
+	PMEM_AGENT_METHOD_NONE,       /* there is no region */
+	PMEM_AGENT_METHOD_BLOCK,      /* fsync of its block device */
+	PMEM_AGENT_METHOD_DEEP_FLUSH, /* its deep_flush attribute */
+	PMEM_AGENT_METHOD_FILE,       /* fsync of the file that stands for it */
+	PMEM_AGENT_METHOD_CPU_FLUSH,  /* synchronous: the storing program's own CPU flush */
+	PMEM_AGENT_METHOD_HOST,       /* only the host can: device-dax without a flush in the guest */
+	PMEM_AGENT_METHOD_IMPOSSIBLE, /* nobody can */
+	PMEM_AGENT_N_METHODS,
+};
+
 struct pmem_agent_request {
 	uint32_t version;
 	uint32_t type;
 	uint64_t id;           /* the client's; no two that wait should have the same */
 	uint32_t scope;        /* enum pmem_agent_scope */
 	uint32_t flags;        /* 0 */
-	uint64_t timeout_usec; /* from its arrival to PMEM_AGENT_TIMEOUT; 0: none */
+	uint64_t timeout_usec; /* from its arrival to PMEM_AGENT_TIMEOUT; 0: none; of a query: 0 */
 	uint64_t reserved[4];  /* 0 */
 };
 
@@ -87,6 +100,12 @@ struct pmem_agent_epoch {
 	uint64_t epoch;
 };
 
+/*
+ * The reply to a query is never a promise. `answer` is what a flush would be refused with, 0 if it would be made; then
+ * too `detail` is filled in, with what tells how the region is flushed. `scope` is what would be flushed and `regions`
+ * are those below it, as far as they are known, each with its newest epoch; `method` is how the first of them is
+ * flushed, or that one which is why it can't be. A region without a page has 0 there.
+ */
 struct pmem_agent_reply {
 	uint32_t version; /* the agent's */
 	uint32_t type;
@@ -97,7 +116,7 @@ struct pmem_agent_reply {
 	uint32_t basis;        /* enum pmem_agent_basis */
 	uint64_t durable_usec; /* stores made before this are durable, CLOCK_REALTIME */
 	uint32_t n_regions;
-	uint32_t reserved;
+	uint32_t method; /* enum pmem_agent_method; 0 in the reply to a flush */
 	struct pmem_agent_epoch regions[PMEM_AGENT_MAX_REGIONS];
 	char detail[PMEM_AGENT_DETAIL_MAX]; /* why it isn't durable, for people */
 };

@@ -249,6 +249,56 @@ static void test_flush_and_scopes(void **state)
 	}
 }
 
+static void query(int fd, int what, enum pmem_agent_scope scope, struct pmem_agent_reply *ret)
+{
+	struct pmem_agent_request request = raw_request(77);
+
+	request.type = PMEM_AGENT_PACKET_QUERY;
+	request.scope = scope;
+	assert_int_equal(raw_send(fd, &request, sizeof(request), what, 1), 0);
+	assert_int_equal(raw_receive(fd, ret), sizeof(*ret));
+	assert_int_equal(ret->version, PMEM_AGENT_WIRE_VERSION);
+	assert_int_equal(ret->id, 77);
+	assert_int_equal(ret->basis + ret->durable_usec, 0);
+}
+
+/* It tells without a flush, and what it says can't be taken for a promise. */
+static void test_query(void **state)
+{
+	_cleanup_close_ int fd = connect_agent(), other = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	struct pmem_agent_request request = raw_request(78);
+	struct pmem_agent_reply reply, again;
+
+	query(fd, target, PMEM_AGENT_SCOPE_AUTO, &reply);
+	assert_int_equal(reply.type, PMEM_AGENT_PACKET_QUERY);
+	assert_int_equal(reply.answer, 0);
+	assert_int_equal(reply.error, 0);
+	assert_int_equal(reply.scope, PMEM_AGENT_SCOPE_REGION);
+	assert_int_equal(reply.method, PMEM_AGENT_METHOD_FILE);
+	assert_int_equal(reply.n_regions, 1);
+	assert_true(reply.regions[0].page != 0);
+	assert_non_null(strstr(reply.detail, "emu0: "));
+	query(fd, target, PMEM_AGENT_SCOPE_REGION, &again);
+	assert_true(again.regions[0].epoch == reply.regions[0].epoch);
+	flush_once();
+	query(fd, target, PMEM_AGENT_SCOPE_REGION, &again);
+	assert_true(again.regions[0].epoch == reply.regions[0].epoch + 1);
+
+	query(fd, other, PMEM_AGENT_SCOPE_AUTO, &reply);
+	assert_int_equal(reply.type, PMEM_AGENT_PACKET_QUERY);
+	assert_int_equal(reply.answer, PMEM_AGENT_ORDINARY);
+	assert_int_equal(reply.error, ENOTBLK);
+	assert_int_equal(reply.method, PMEM_AGENT_METHOD_NONE);
+	assert_int_equal(reply.n_regions + reply.scope, 0);
+
+	request.type = PMEM_AGENT_PACKET_QUERY;
+	request.timeout_usec = 1;
+	assert_int_equal(raw_send(fd, &request, sizeof(request), target, 1), 0);
+	assert_int_equal(raw_receive(fd, &reply), sizeof(reply));
+	assert_int_equal(reply.type, PMEM_AGENT_PACKET_ERROR);
+	assert_int_equal(reply.answer, PMEM_AGENT_REFUSED);
+}
+
 /* A client finds the page by the number in the reply. */
 static void test_reply_names_the_page(void **state)
 {
@@ -288,6 +338,7 @@ static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 		{ "253 descriptors", 64, 253 },
 		{ "unknown type 0", 64, 1, offsetof(struct pmem_agent_request, type), 0 },
 		{ "unknown type 2", 64, 1, offsetof(struct pmem_agent_request, type), 2 },
+		{ "unknown type 4", 64, 1, offsetof(struct pmem_agent_request, type), 4 },
 		{ "unknown scope 5", 64, 1, offsetof(struct pmem_agent_request, scope), 5 },
 		{ "unknown scope 4294967295", 64, 1, offsetof(struct pmem_agent_request, scope), UINT32_MAX },
 		{ "flag or reserved", 64, 1, offsetof(struct pmem_agent_request, flags), 1 },
@@ -798,6 +849,7 @@ int main(void)
 		cmocka_unit_test(test_shut_rd_keeps_what_is_queued),
 		cmocka_unit_test(test_shut_rd_wakes_a_blocked_sender),
 		cmocka_unit_test(test_flush_and_scopes),
+		cmocka_unit_test(test_query),
 		cmocka_unit_test(test_reply_names_the_page),
 		cmocka_unit_test(test_garbage_is_refused_and_disturbs_nobody),
 		cmocka_unit_test(test_refused_descriptors),
