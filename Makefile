@@ -16,6 +16,7 @@ sysconfdir ?= /etc
 CC ?= cc
 SCDOC ?= scdoc
 PKG_CONFIG ?= pkg-config
+OBJCOPY ?= objcopy
 CFLAGS ?= -O2 -g
 SANITIZE ?=
 
@@ -56,11 +57,12 @@ clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/loa
 
 objects := $(sources:%.c=$(build)/%.o)
 lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
+libraries := $(build)/libpmem-agent.a $(build)/libpmem-agent.so.0
 programs := $(mains:%=$(build)/%)
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd))
 test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so
 
-all: $(programs) $(build)/libpmem-agent.a $(manuals)
+all: $(programs) $(libraries) $(build)/libpmem-agent.pc $(manuals)
 
 $(build)/%.o: %.c $(build)/.deps-ok
 	$(say) CC $<
@@ -68,10 +70,25 @@ $(build)/%.o: %.c $(build)/.deps-ok
 	$(Q)$(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules)) -MMD -MP -c -o $@ $<
 
 $(build)/libagent.a: $(objects)
-$(build)/libpmem-agent.a: $(lib-objects)
-$(build)/%.a:
+$(build)/libagent.a:
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
+
+# What applications link. Only what the map names is seen from outside, of the static one too.
+$(lib-objects): cflags += -fPIC
+$(build)/libpmem-agent.a: $(lib-objects)
+	$(say) AR $@
+	$(Q)$(LD) -r -o $(@:.a=-whole.o) $^ && $(OBJCOPY) --localize-hidden $(@:.a=-whole.o)
+	$(Q)rm -f $@ && ar rcs $@ $(@:.a=-whole.o) && rm -f $(@:.a=-whole.o)
+
+$(build)/libpmem-agent.so.0: $(lib-objects) lib/libpmem-agent.map
+	$(say) LD $@
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -pthread -Wl,-soname,$(@F) -Wl,--version-script=lib/libpmem-agent.map \
+		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(lib-objects)
+
+$(build)/libpmem-agent.pc: lib/libpmem-agent.pc.in Makefile
+	$(Q)mkdir -p $(@D)
+	$(Q)sed 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@VERSION@|$(VERSION)|' $< > $@
 
 $(build)/pmem-agent: $(build)/agent/main.o $(build)/libagent.a
 $(build)/pmemctl: $(build)/agent/pmemctl.o $(build)/libagent.a
@@ -106,7 +123,7 @@ $(manuals): $(build)/%: %.scd $(build)/.deps-ok
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
-	rm -rf $(build)/agent $(build)/lib $(build)/selftest $(build)/*.a $(programs) $(test-programs)
+	rm -rf $(build)/agent $(build)/lib $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/*.pc $(programs) $(test-programs)
 
 # ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
 
@@ -145,6 +162,8 @@ installed = \
 	755:$(build)/pmem-agent:$(sbindir)/pmem-agent \
 	755:$(build)/pmemctl:$(bindir)/pmemctl \
 	644:$(build)/libpmem-agent.a:$(libdir)/libpmem-agent.a \
+	755:$(build)/libpmem-agent.so.0:$(libdir)/libpmem-agent.so.0 \
+	644:$(build)/libpmem-agent.pc:$(libdir)/pkgconfig/libpmem-agent.pc \
 	644:lib/pmem-agent.h:$(includedir)/pmem-agent/pmem-agent.h \
 	644:lib/wire.h:$(includedir)/pmem-agent/wire.h \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
@@ -170,12 +189,13 @@ install: all
 		esac; \
 		install -m $$mode $(build)/.install "$$to"; rm -f $(build)/.install; \
 	done
+	$(Q)ln -sf libpmem-agent.so.0 $(DESTDIR)$(libdir)/libpmem-agent.so
 	$(Q)if [ -e $(conffile) ]; then echo "Kept as it is: $(conffile)"; else \
 		install -D -m 644 pmem-agent.conf $(conffile); fi
 	$(if $(DESTDIR),,$(announce))
 
 # Devices that are there already get what the new rules say.
-announce = $(Q)[ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
+announce = $(Q)[ "$$(id -u)" != 0 ] || ldconfig 2>/dev/null; [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
 	systemd-sysusers $(sysusersdir)/pmem-agent.conf; \
 	systemctl daemon-reload; \
 	systemctl reload dbus.service 2>/dev/null; \
@@ -184,6 +204,7 @@ announce = $(Q)[ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] || exit 0; \
 
 uninstall:
 	$(Q)rm -f $(foreach row,$(installed),"$(DESTDIR)$(lastword $(subst :, ,$(row)))")
+	$(Q)rm -f "$(DESTDIR)$(libdir)/libpmem-agent.so"
 	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" "$(DESTDIR)$(includedir)/pmem-agent" 2>/dev/null || true
 	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
 

@@ -1,57 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * client: requests to the agent, over its socket
- *
- * An agent that stops takes what has been sent to it, refuses the rest (EPIPE) and answers all it took. So a packet
- * that could not be sent is sent again, on another connection, while the old one is kept until it has ended. One that
- * was sent and never answered is never sent again: what became of it nobody knows.
+ * client: the calls of libpmem-agent, and who does what while they wait
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
-#include <stdbool.h>
-#include <stddef.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "lib/pmem-agent.h"
+#include "client.h"
 
-#define MAX_RECONNECTS 16
-#define MAX_EVENTS     8
-#define NO_SENSE       "the agent's reply makes no sense"
-
-struct connection {
-	int fd;
-	struct connection *next;
-};
-
-struct pending {
-	uint64_t id; /* 0: free */
-	struct connection *connection;
-	uint64_t deadline_usec; /* CLOCK_MONOTONIC */
-	bool answered;
-	int error; /* as it will be returned */
-	struct pmem_agent_result result;
-};
-
-struct pmem_agent {
-	struct sockaddr_un address;
-	pid_t pid;
-	int epoll;
-	struct connection *connections; /* all that may still answer */
-	struct connection *current;     /* what the next request goes to; NULL: to none of them */
-	int refused;                    /* the agent wants none of our connections: the errno, negative */
-	uint64_t last_id;
-	struct pending pending[PMEM_AGENT_MAX_SUBMITTED];
-};
-
-static uint64_t now_usec(void)
+uint64_t client_now_usec(void)
 {
 	struct timespec ts;
 
@@ -61,237 +31,375 @@ static uint64_t now_usec(void)
 
 static uint64_t deadline_after(uint64_t timeout_usec)
 {
-	uint64_t now = now_usec();
+	uint64_t now;
 
+	if (timeout_usec == PMEM_AGENT_NO_TIMEOUT)
+		return UINT64_MAX;
+	now = client_now_usec();
 	return timeout_usec < UINT64_MAX - now ? now + timeout_usec : UINT64_MAX;
 }
 
-/* For poll(): milliseconds, rounded up; -1 for ever. */
-static int until(uint64_t deadline_usec)
+static bool is_over(uint64_t deadline_usec)
+{
+	return deadline_usec != UINT64_MAX && client_now_usec() >= deadline_usec;
+}
+
+int client_until(uint64_t deadline_usec)
 {
 	uint64_t now, msec;
 
 	if (deadline_usec == UINT64_MAX)
 		return -1;
-	now = now_usec();
+	now = client_now_usec();
 	msec = deadline_usec > now ? (deadline_usec - now + 999) / 1000 : 0;
 	return msec > 1000000 ? 1000000 : (int)msec;
 }
 
-/* ---- answers ---- */
+/* ---- the lock ---- */
 
-static void settle(struct pending *p, enum pmem_agent_answer answer, int error, const char *detail)
+static void wait_until(struct pmem_agent *agent, pthread_cond_t *cond, uint64_t deadline_usec)
 {
-	p->answered = true;
-	p->error = error;
-	p->result.answer = answer;
-	snprintf(p->result.detail, sizeof(p->result.detail), "%s", detail);
+	struct timespec ts = { .tv_sec = (time_t)(deadline_usec / 1000000),
+			       .tv_nsec = (long)(deadline_usec % 1000000) * 1000 };
+
+	if (deadline_usec == UINT64_MAX)
+		pthread_cond_wait(cond, &agent->lock);
+	else
+		pthread_cond_timedwait(cond, &agent->lock, &ts);
 }
 
-static void settle_all(struct pmem_agent *agent, const struct connection *c, enum pmem_agent_answer answer, int error,
-		       const char *detail)
+static void init_lock(struct pmem_agent *agent)
 {
-	for (unsigned int i = 0; i < PMEM_AGENT_MAX_SUBMITTED; i++) {
-		struct pending *p = &agent->pending[i];
+	pthread_condattr_t attributes;
 
-		if (p->id != 0 && !p->answered && p->connection == c)
-			settle(p, answer, error, detail);
-	}
+	pthread_mutex_init(&agent->lock, NULL);
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(&agent->answered, &attributes);
+	pthread_cond_init(&agent->room, &attributes);
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++)
+		pthread_cond_init(&agent->slots[i].changed, &attributes);
+	pthread_condattr_destroy(&attributes);
 }
 
-static struct pending *find_pending(struct pmem_agent *agent, uint64_t id)
-{
-	for (unsigned int i = 0; i < PMEM_AGENT_MAX_SUBMITTED; i++)
-		if (agent->pending[i].id == id)
-			return &agent->pending[i];
-	return NULL;
-}
-
-static bool is_confirmation(const struct pmem_agent_reply *reply)
-{
-	return reply->type == PMEM_AGENT_PACKET_FLUSH && reply->answer == PMEM_AGENT_DURABLE && reply->error == 0 &&
-	       reply->scope != PMEM_AGENT_SCOPE_AUTO && reply->scope < PMEM_AGENT_N_SCOPES &&
-	       reply->basis != PMEM_AGENT_BASIS_NONE && reply->basis < PMEM_AGENT_N_BASES && reply->n_regions > 0 &&
-	       reply->n_regions <= PMEM_AGENT_MAX_REGIONS;
-}
-
-/* What an answer other than durable is returned as: never 0, and never what stands for no answer. */
-static int error_of(const struct pmem_agent_reply *reply)
-{
-	return reply->error > 0 && reply->error < 4096 && reply->error != EAGAIN && reply->error != ESRCH
-		   ? -reply->error
-		   : -EIO;
-}
-
-/* Whatever is not exactly a confirmation promises nothing. */
-static void take_reply(struct pending *p, const struct pmem_agent_reply *reply)
-{
-	struct pmem_agent_result *r = &p->result;
-
-	if (is_confirmation(reply)) {
-		r->scope = (enum pmem_agent_scope)reply->scope;
-		r->basis = (enum pmem_agent_basis)reply->basis;
-		r->durable_usec = reply->durable_usec;
-		r->n_regions = reply->n_regions;
-		memcpy(r->regions, reply->regions, sizeof(r->regions));
-		settle(p, PMEM_AGENT_DURABLE, 0, "");
-	} else if (reply->answer == PMEM_AGENT_DURABLE || reply->answer >= PMEM_AGENT_N_ANSWERS) {
-		settle(p, PMEM_AGENT_UNKNOWN, -EIO, NO_SENSE);
-	} else {
-		settle(p, (enum pmem_agent_answer)reply->answer, error_of(reply), reply->detail);
-	}
-}
-
-/* To all that wait on this connection; it takes no more. */
-static void take_refusal(struct pmem_agent *agent, const struct connection *c, const struct pmem_agent_reply *reply)
-{
-	bool busy = reply->type == PMEM_AGENT_PACKET_ERROR && reply->answer == PMEM_AGENT_BUSY;
-
-	agent->refused = busy ? -EBUSY : -EIO;
-	settle_all(agent, c, busy ? PMEM_AGENT_BUSY : PMEM_AGENT_UNKNOWN, agent->refused,
-		   busy ? reply->detail : NO_SENSE);
-}
-
-static void take_other_version(struct pmem_agent *agent, const struct connection *c,
-			       const struct pmem_agent_reply *reply)
-{
-	char detail[PMEM_AGENT_DETAIL_MAX];
-
-	snprintf(detail, sizeof(detail), "the agent speaks version %u of the protocol, and this library version %u",
-		 reply->version, PMEM_AGENT_WIRE_VERSION);
-	agent->refused = -EPROTONOSUPPORT;
-	settle_all(agent, c, PMEM_AGENT_REFUSED, -EPROTONOSUPPORT, detail);
-}
-
-static void take_packet(struct pmem_agent *agent, const struct connection *c, struct pmem_agent_reply *reply,
-			size_t size)
-{
-	struct pending *p;
-
-	if (size >= offsetof(struct pmem_agent_reply, answer) && reply->version != PMEM_AGENT_WIRE_VERSION) {
-		take_other_version(agent, c, reply);
-		return;
-	}
-	if (size != sizeof(*reply)) {
-		settle_all(agent, c, PMEM_AGENT_UNKNOWN, -EIO, NO_SENSE);
-		return;
-	}
-	reply->detail[sizeof(reply->detail) - 1] = '\0';
-	if (reply->id == 0) {
-		take_refusal(agent, c, reply);
-		return;
-	}
-	/* There may be none: its deadline has passed. */
-	p = find_pending(agent, reply->id);
-	if (p && p->connection == c && !p->answered)
-		take_reply(p, reply);
-}
-
-/* ---- connections ---- */
-
-static void connection_free(struct pmem_agent *agent, struct connection *c)
-{
-	struct connection **at = &agent->connections;
-
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
-	if (agent->current == c)
-		agent->current = NULL;
-	close(c->fd);
-	free(c);
-}
-
-/* Takes in what is there. False: the connection has ended, and is no more. */
-static bool receive(struct pmem_agent *agent, struct connection *c)
-{
-	struct pmem_agent_reply reply;
-	ssize_t n;
-
-	for (;;) {
-		n = recv(c->fd, &reply, sizeof(reply), MSG_DONTWAIT | MSG_TRUNC);
-		if (n > 0) {
-			take_packet(agent, c, &reply, (size_t)n);
-			continue;
-		}
-		/* That the agent has not read everything is told once, before what it has answered. */
-		if (n < 0 && (errno == EINTR || errno == ECONNRESET))
-			continue;
-		if (n < 0 && errno == EAGAIN)
-			return true;
-		break;
-	}
-	settle_all(agent, c, PMEM_AGENT_UNKNOWN, -EIO, "the agent ended before it answered: nobody can tell");
-	connection_free(agent, c);
-	return false;
-}
-
-static int connect_current(struct pmem_agent *agent)
+static int open_polls(int *ret_epoll, int *ret_event)
 {
 	struct epoll_event event = { .events = EPOLLIN };
-	struct connection *c = calloc(1, sizeof(*c));
 	int r;
 
-	if (!c)
-		return -ENOMEM;
-	c->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	event.data.ptr = c;
-	if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&agent->address, sizeof(agent->address)) < 0 ||
-	    epoll_ctl(agent->epoll, EPOLL_CTL_ADD, c->fd, &event) < 0) {
-		r = -errno;
-		if (c->fd >= 0)
-			close(c->fd);
-		free(c);
+	*ret_epoll = epoll_create1(EPOLL_CLOEXEC);
+	*ret_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (*ret_epoll >= 0 && *ret_event >= 0 && epoll_ctl(*ret_epoll, EPOLL_CTL_ADD, *ret_event, &event) == 0)
+		return 0;
+	r = -errno;
+	if (*ret_epoll >= 0)
+		close(*ret_epoll);
+	if (*ret_event >= 0)
+		close(*ret_event);
+	*ret_epoll = *ret_event = -1;
+	return r;
+}
+
+/* A child must not take its parent's answers, nor its poll set: it gets its own, under the same number. */
+static int begin_anew(struct pmem_agent *agent)
+{
+	int epoll, event, r;
+
+	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
+		if (agent->connections[i].fd >= 0)
+			connection_close(agent, &agent->connections[i]);
+	r = open_polls(&epoll, &event);
+	if (r < 0)
 		return r;
-	}
-	c->next = agent->connections;
-	agent->connections = c;
-	agent->current = c;
+	close(agent->event);
+	agent->event = event;
+	r = dup3(epoll, agent->epoll, O_CLOEXEC) < 0 ? -errno : 0;
+	close(epoll);
+	if (r < 0)
+		return r;
+	memset(agent->slots, 0, sizeof(agent->slots));
+	agent->current = NULL;
+	agent->sending = agent->signalled = false;
+	agent->waiting = 0;
+	init_lock(agent);
 	return 0;
 }
 
-/* Takes in what has come; waits for something until the deadline if there is nothing. */
-static int process(struct pmem_agent *agent, uint64_t deadline_usec)
-{
-	struct epoll_event events[MAX_EVENTS];
-	int n = epoll_wait(agent->epoll, events, MAX_EVENTS, until(deadline_usec));
+enum { PROCESS_OTHER, PROCESS_OURS, PROCESS_CHANGING };
 
-	if (n < 0)
-		return errno == EINTR ? 0 : -errno;
-	for (int i = 0; i < n; i++)
-		receive(agent, events[i].data.ptr);
-	return n;
+/*
+ * Takes the lock. The word at `process` is zeroed by the kernel for a child of fork(), however that was called, whose
+ * copy of all this may have been made in the middle of anything. No call is a cancellation point: a thread that ended
+ * there would leave its part undone.
+ */
+static int enter(struct pmem_agent *agent, int *ret_cancel)
+{
+	unsigned int process;
+	int r;
+
+	while ((process = __atomic_load_n(agent->process, __ATOMIC_ACQUIRE)) != PROCESS_OURS) {
+		if (process == PROCESS_CHANGING ||
+		    !__atomic_compare_exchange_n(agent->process, &process, PROCESS_CHANGING, false, __ATOMIC_ACQUIRE,
+						 __ATOMIC_RELAXED)) {
+			sched_yield();
+			continue;
+		}
+		r = begin_anew(agent);
+		__atomic_store_n(agent->process, r < 0 ? PROCESS_OTHER : PROCESS_OURS, __ATOMIC_RELEASE);
+		if (r < 0)
+			return r;
+	}
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, ret_cancel);
+	pthread_mutex_lock(&agent->lock);
+	return 0;
+}
+
+static int leave(struct pmem_agent *agent, int cancel, int r)
+{
+	pthread_mutex_unlock(&agent->lock);
+	pthread_setcancelstate(cancel, NULL);
+	return r;
+}
+
+/* ---- slots ---- */
+
+static struct slot *slot_new(struct pmem_agent *agent, bool submitted, const struct slot_key *key,
+			     uint64_t deadline_usec)
+{
+	unsigned int n = 0, bound = submitted ? PMEM_AGENT_MAX_SUBMITTED : CLIENT_MAX_CALLS;
+	struct slot *s = NULL;
+
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++)
+		if (agent->slots[i].state == SLOT_FREE)
+			s = s ?: &agent->slots[i];
+		else
+			n += agent->slots[i].submitted == submitted;
+	if (!s || n >= bound)
+		return NULL;
+	s->state = SLOT_GATHERING;
+	s->submitted = submitted;
+	s->pinned = s->done = s->called = false;
+	s->members = 0;
+	s->key = *key;
+	s->deadline_usec = deadline_usec;
+	s->expected = 0;
+	s->hold_usec = 0;
+	s->connection = NULL;
+	s->method = PMEM_AGENT_METHOD_NONE;
+	memset(&s->result, 0, sizeof(s->result));
+	s->result.id = ++agent->last_id;
+	return s;
+}
+
+/* Nobody wants it any more. */
+static void slot_free(struct pmem_agent *agent, struct slot *s)
+{
+	s->done = true;
+	if (s->pinned)
+		return;
+	s->state = SLOT_FREE;
+	pthread_cond_signal(&agent->room);
+}
+
+/* So that who polls learns of answers that others have taken in for it. */
+static void signal_answers(struct pmem_agent *agent)
+{
+	uint64_t count = 1;
+	bool any = false;
+
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS && !any; i++)
+		any = agent->slots[i].submitted && agent->slots[i].state == SLOT_ANSWERED && !agent->slots[i].done;
+	if (any == agent->signalled)
+		return;
+	agent->signalled = any;
+	if ((any ? write(agent->event, &count, sizeof(count)) : read(agent->event, &count, sizeof(count))) < 0)
+		agent->signalled = !any;
+}
+
+static bool is_equal(const struct slot_key *a, const struct slot_key *b)
+{
+	return !a->alone && !b->alone && a->fd == b->fd && a->type == b->type && a->scope == b->scope &&
+	       a->device == b->device && a->inode == b->inode;
+}
+
+/* Its members, and those of others that are answered at about the same time: by the same round, it seems. */
+static void expect_back(struct pmem_agent *agent, const struct slot *s)
+{
+	uint64_t now = client_now_usec(), pause = (now - s->sent_usec) / CLIENT_GATHER_SHARE;
+
+	/* What was sent after that answer is of somebody who is back already. */
+	if (now >= agent->gather.until_usec || s->sent_usec >= agent->gather.since_usec ||
+	    !is_equal(&s->key, &agent->gather.key)) {
+		agent->gather.key = s->key;
+		agent->gather.expected = 0;
+		agent->gather.since_usec = now;
+		agent->gather.until_usec = now + (pause < CLIENT_GATHER_MAX_USEC ? pause : CLIENT_GATHER_MAX_USEC);
+	}
+	agent->gather.expected += s->members;
+}
+
+void client_settle(struct pmem_agent *agent, struct slot *s, enum pmem_agent_answer answer, int error,
+		   const char *detail)
+{
+	s->state = SLOT_ANSWERED;
+	s->error = error;
+	s->result.answer = answer;
+	snprintf(s->result.detail, sizeof(s->result.detail), "%s", detail);
+	pthread_cond_broadcast(s->submitted ? &agent->answered : &s->changed);
+	if (answer == PMEM_AGENT_DURABLE && !s->key.alone)
+		expect_back(agent, s);
+	if (s->submitted) {
+		pthread_cond_broadcast(&s->changed);
+		if (agent->waiting == 0)
+			signal_answers(agent);
+	}
+}
+
+/* ---- who does what ---- */
+
+static bool is_held(const struct slot *s)
+{
+	return s->members < s->expected && client_now_usec() < s->hold_usec;
+}
+
+/* The oldest that is to be sent. */
+static struct slot *find_unsent(struct pmem_agent *agent)
+{
+	struct slot *oldest = NULL;
+
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++) {
+		struct slot *s = &agent->slots[i];
+
+		if (s->state == SLOT_GATHERING && (!oldest || s->result.id < oldest->result.id) && !is_held(s))
+			oldest = s;
+	}
+	return oldest;
+}
+
+static void call(struct slot *s)
+{
+	s->called = true;
+	pthread_cond_signal(&s->changed);
+}
+
+/* The caller goes, and had a part in it: somebody who waits takes it over. */
+static void hand_over(struct pmem_agent *agent)
+{
+	struct slot *heirs[CLIENT_MAX_CONNECTIONS] = { NULL }, *unsent = agent->sending ? NULL : find_unsent(agent);
+
+	if (unsent && !unsent->called)
+		call(unsent);
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++) {
+		struct slot *s = &agent->slots[i], **heir;
+
+		if (s->state != SLOT_SENT || s->members == 0 || s->connection->receiving)
+			continue;
+		heir = &heirs[s->connection - agent->connections];
+		if (!*heir || s->called)
+			*heir = s;
+	}
+	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
+		if (heirs[i] && !heirs[i]->called)
+			call(heirs[i]);
+	if (agent->waiting > 0)
+		pthread_cond_broadcast(&agent->answered);
+}
+
+/* Sends `s`, for all its members. From here on nobody joins it. */
+static void send_slot(struct pmem_agent *agent, struct slot *s, uint64_t deadline_usec)
+{
+	char detail[PMEM_AGENT_DETAIL_MAX];
+	int r;
+
+	agent->sending = s->pinned = true;
+	s->state = SLOT_SENDING;
+	s->sent_usec = client_now_usec();
+	r = connection_deliver(agent, s, deadline_usec);
+	agent->sending = s->pinned = false;
+	if (s->done) {
+		slot_free(agent, s);
+		return;
+	}
+	if (r == -EALREADY) {
+		s->state = SLOT_GATHERING;
+	} else if (r < 0) {
+		snprintf(detail, sizeof(detail), "the agent could not be asked: %s", strerrordesc_np(-r));
+		s->connection = NULL;
+		client_settle(agent, s, r == -ETIMEDOUT ? PMEM_AGENT_TIMEOUT : PMEM_AGENT_UNKNOWN, r, detail);
+	} else if (s->state == SLOT_SENDING) {
+		s->state = SLOT_SENT;
+	}
+	if (s->members > 0)
+		call(s);
+}
+
+/* Does what there is to do until the slot has come so far. False: the deadline has passed before. */
+static bool await(struct pmem_agent *agent, struct slot *s, enum slot_state state, uint64_t deadline_usec)
+{
+	bool part = false;
+
+	while (s->state < state) {
+		struct slot *unsent = agent->sending ? NULL : find_unsent(agent);
+
+		s->called = false;
+		if (unsent) {
+			part = true;
+			send_slot(agent, unsent, deadline_usec);
+		} else if (s->state == SLOT_SENT && !s->connection->receiving) {
+			part = true;
+			connection_receive(agent, &s->connection, 1, deadline_usec);
+		} else {
+			wait_until(agent, &s->changed,
+				   is_held(s) && s->state == SLOT_GATHERING && s->hold_usec < deadline_usec
+				       ? s->hold_usec
+				       : deadline_usec);
+		}
+		part |= s->called;
+		/* What has come already comes before any deadline. */
+		if (s->state < state && is_over(deadline_usec)) {
+			connection_drain(agent);
+			break;
+		}
+	}
+	s->called = false;
+	if (part)
+		hand_over(agent);
+	return s->state >= state;
+}
+
+/* The call has what it wanted, or gives up. */
+static void part_with(struct pmem_agent *agent, struct slot *s)
+{
+	if (--s->members == 0)
+		slot_free(agent, s);
 }
 
 /* ---- the agent ---- */
 
-static void forget_everything(struct pmem_agent *agent)
+/* Where the socket is, there are the pages. */
+static void set_paths(struct pmem_agent *agent, const char *path)
 {
-	while (agent->connections)
-		connection_free(agent, agent->connections);
-	memset(agent->pending, 0, sizeof(agent->pending));
+	const char *slash = strrchr(path, '/');
+
+	agent->address.sun_family = AF_UNIX;
+	memcpy(agent->address.sun_path, path, strlen(path));
+	if (slash)
+		memcpy(agent->directory, path, (size_t)(slash - path));
+	else
+		agent->directory[0] = '.';
 }
 
-/* A child must not take its parent's answers, nor its poll set: it gets its own, under the same number. */
-static int check_process(struct pmem_agent *agent)
+static int mark_process(struct pmem_agent *agent)
 {
-	pid_t pid = getpid();
-	int epoll;
+	long size = sysconf(_SC_PAGESIZE);
+	void *page = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (pid == agent->pid)
-		return 0;
-	forget_everything(agent);
-	epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (epoll < 0)
+	if (page == MAP_FAILED)
 		return -errno;
-	if (dup3(epoll, agent->epoll, O_CLOEXEC) < 0) {
-		int r = -errno;
-
-		close(epoll);
-		return r;
-	}
-	close(epoll);
-	agent->pid = pid;
+	agent->process = page;
+	if (madvise(page, (size_t)size, MADV_WIPEONFORK) < 0)
+		return -errno;
+	*agent->process = PROCESS_OURS;
 	return 0;
 }
 
@@ -307,11 +415,16 @@ int pmem_agent_connect(const char *path, struct pmem_agent **ret)
 	agent = calloc(1, sizeof(*agent));
 	if (!agent)
 		return -ENOMEM;
-	agent->address.sun_family = AF_UNIX;
-	memcpy(agent->address.sun_path, path, strlen(path));
-	agent->pid = getpid();
-	agent->epoll = epoll_create1(EPOLL_CLOEXEC);
-	r = agent->epoll < 0 ? -errno : connect_current(agent);
+	set_paths(agent, path);
+	init_lock(agent);
+	agent->epoll = agent->event = -1;
+	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
+		agent->connections[i].fd = -1;
+	r = mark_process(agent);
+	if (r >= 0)
+		r = open_polls(&agent->epoll, &agent->event);
+	if (r >= 0)
+		r = connection_open(agent);
 	if (r < 0) {
 		pmem_agent_close(agent);
 		return r;
@@ -324,9 +437,18 @@ struct pmem_agent *pmem_agent_close(struct pmem_agent *agent)
 {
 	if (!agent)
 		return NULL;
-	forget_everything(agent);
+	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
+		if (agent->connections[i].fd >= 0)
+			close(agent->connections[i].fd);
+	for (unsigned int i = 0; i < CLIENT_MAX_PAGES; i++)
+		if (agent->pages[i].page)
+			munmap((void *)agent->pages[i].page, PMEM_AGENT_PAGE_SIZE);
 	if (agent->epoll >= 0)
 		close(agent->epoll);
+	if (agent->event >= 0)
+		close(agent->event);
+	if (agent->process)
+		munmap(agent->process, (size_t)sysconf(_SC_PAGESIZE));
 	free(agent);
 	return NULL;
 }
@@ -336,194 +458,250 @@ int pmem_agent_get_fd(const struct pmem_agent *agent)
 	return agent->epoll;
 }
 
-/* ---- requests ---- */
+/* ---- flush and query ---- */
 
-static int send_request(const struct connection *c, const struct pmem_agent_request *request, int fd)
+/* -EBADF if there is no such descriptor. */
+static int identify(int fd, struct slot_key *key)
 {
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	struct iovec iov = { .iov_base = (void *)request, .iov_len = sizeof(*request) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&msg);
+	struct statx stx;
 
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(fd));
-	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	return sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
-}
-
-/* The peer takes nothing more: surely it hasn't got this packet either. */
-static bool is_not_delivered(int r)
-{
-	return r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -ECONNREFUSED;
-}
-
-/* 0 when it may be tried again; or a negative errno. */
-static int wait_for_room(struct pmem_agent *agent, uint64_t deadline_usec)
-{
-	struct pollfd p = { .fd = agent->current->fd, .events = POLLIN | POLLOUT };
-	int n = poll(&p, 1, until(deadline_usec));
-
-	if (n < 0)
-		return errno == EINTR ? 0 : -errno;
-	if (n == 0)
-		return -ETIMEDOUT;
-	if (p.revents & POLLIN)
-		receive(agent, agent->current);
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &stx) < 0)
+		return -errno;
+	key->device = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	key->inode = stx.stx_ino;
 	return 0;
 }
 
-/* Sends `request` to whichever agent takes it. */
-static int deliver(struct pmem_agent *agent, struct pmem_agent_request *request, int fd, uint64_t deadline_usec)
+/* One that others are about to send too, or a new one; waits for room. NULL at the deadline. */
+static struct slot *join(struct pmem_agent *agent, const struct slot_key *key, uint64_t deadline_usec)
 {
-	int r, reconnects = 0;
+	struct slot *s;
 
-	agent->refused = 0;
 	for (;;) {
-		if (!agent->current) {
-			if (reconnects++ >= MAX_RECONNECTS)
-				return -ECONNRESET;
-			r = connect_current(agent);
-			if (r < 0)
-				return r;
+		for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++) {
+			s = &agent->slots[i];
+			if (s->state != SLOT_GATHERING || !is_equal(&s->key, key))
+				continue;
+			if (deadline_usec > s->deadline_usec)
+				s->deadline_usec = deadline_usec;
+			s->members++;
+			return s;
 		}
-		if (deadline_usec != UINT64_MAX) {
-			uint64_t now = now_usec();
-
-			if (now >= deadline_usec)
-				return -ETIMEDOUT;
-			request->timeout_usec = deadline_usec - now;
+		s = slot_new(agent, false, key, deadline_usec);
+		if (s) {
+			s->members = 1;
+			if (is_equal(key, &agent->gather.key)) {
+				s->expected = agent->gather.expected;
+				s->hold_usec = agent->gather.until_usec;
+			}
+			return s;
 		}
-		r = send_request(agent->current, request, fd);
-		if (r == -EAGAIN)
-			r = wait_for_room(agent, deadline_usec);
-		else if (!is_not_delivered(r))
-			return r;
-		else {
-			/* It may still answer what it took before. */
-			struct connection *old = agent->current;
-
-			agent->current = NULL;
-			receive(agent, old);
-			r = agent->refused;
-		}
-		if (r < 0)
-			return r;
+		if (is_over(deadline_usec))
+			return NULL;
+		wait_until(agent, &agent->room, deadline_usec);
 	}
 }
 
-int pmem_agent_submit(struct pmem_agent *agent, int fd, enum pmem_agent_scope scope, uint64_t timeout_usec,
-		      uint64_t *ret_id)
+static void set_unasked(struct pmem_agent_result *ret, enum pmem_agent_answer answer, int r)
 {
-	uint64_t deadline = timeout_usec == PMEM_AGENT_NO_TIMEOUT ? UINT64_MAX : deadline_after(timeout_usec);
-	struct pmem_agent_request request = {
-		.version = PMEM_AGENT_WIRE_VERSION,
-		.type = PMEM_AGENT_PACKET_FLUSH,
-		.scope = (uint32_t)scope,
-	};
-	struct pending *p;
-	int r;
+	*ret = (struct pmem_agent_result){ .answer = answer };
+	snprintf(ret->detail, sizeof(ret->detail), "the agent could not be asked: %s", strerrordesc_np(-r));
+}
 
-	if ((unsigned int)scope >= PMEM_AGENT_N_SCOPES || timeout_usec == 0)
-		return -EINVAL;
-	r = check_process(agent);
-	if (r < 0)
+/* One request, and its answer. */
+static int ask(struct pmem_agent *agent, const struct slot_key *key, uint64_t timeout_usec,
+	       enum pmem_agent_method *ret_method, struct pmem_agent_result *ret)
+{
+	uint64_t deadline = deadline_after(timeout_usec);
+	int cancel, r = enter(agent, &cancel);
+	struct slot *s;
+
+	if (r < 0) {
+		set_unasked(ret, PMEM_AGENT_UNKNOWN, r);
 		return r;
-	p = find_pending(agent, 0);
-	if (!p)
-		return -EAGAIN;
-	request.id = agent->last_id + 1;
-	r = deliver(agent, &request, fd, deadline);
-	if (r < 0)
-		return r;
-	agent->last_id = request.id;
-	*p = (struct pending){ .id = request.id, .connection = agent->current, .deadline_usec = deadline };
-	p->result.id = request.id;
-	*ret_id = request.id;
-	return 0;
+	}
+	s = join(agent, key, deadline);
+	if (!s) {
+		set_unasked(ret, PMEM_AGENT_TIMEOUT, -ETIMEDOUT);
+		return leave(agent, cancel, -ETIMEDOUT);
+	}
+	if (await(agent, s, SLOT_ANSWERED, deadline)) {
+		*ret = s->result;
+		*ret_method = s->method;
+		r = s->error;
+	} else {
+		*ret = (struct pmem_agent_result){ .id = s->result.id, .answer = PMEM_AGENT_TIMEOUT };
+		snprintf(ret->detail, sizeof(ret->detail), "the agent has not answered by your deadline");
+		r = -ETIMEDOUT;
+	}
+	part_with(agent, s);
+	return leave(agent, cancel, r);
 }
 
-/* An answer for `id`, or for any if that is 0. */
-static struct pending *find_answered(struct pmem_agent *agent, uint64_t id)
+static int check_arguments(enum pmem_agent_scope scope, uint64_t timeout_usec)
 {
-	for (unsigned int i = 0; i < PMEM_AGENT_MAX_SUBMITTED; i++) {
-		struct pending *p = &agent->pending[i];
-
-		if (p->id != 0 && p->answered && (id == 0 || p->id == id))
-			return p;
-	}
-	return NULL;
-}
-
-/* Those whose time is over have their answer. The earliest deadline of the others; UINT64_MAX also if there is none. */
-static uint64_t pass_deadlines(struct pmem_agent *agent, uint64_t id, bool *ret_any)
-{
-	uint64_t now = now_usec(), earliest = UINT64_MAX;
-
-	*ret_any = false;
-	for (unsigned int i = 0; i < PMEM_AGENT_MAX_SUBMITTED; i++) {
-		struct pending *p = &agent->pending[i];
-
-		if (p->id == 0 || (id != 0 && p->id != id))
-			continue;
-		*ret_any = true;
-		if (p->answered)
-			continue;
-		if (p->deadline_usec <= now)
-			settle(p, PMEM_AGENT_TIMEOUT, -ETIMEDOUT, "the agent has not answered by your deadline");
-		else if (p->deadline_usec < earliest)
-			earliest = p->deadline_usec;
-	}
-	return earliest;
-}
-
-int pmem_agent_wait(struct pmem_agent *agent, uint64_t id, uint64_t timeout_usec, struct pmem_agent_result *ret)
-{
-	uint64_t deadline = timeout_usec == PMEM_AGENT_NO_TIMEOUT ? UINT64_MAX : deadline_after(timeout_usec);
-	int r = check_process(agent);
-
-	/* What has come already comes before any deadline. */
-	if (r >= 0)
-		r = process(agent, 0);
-	while (r >= 0) {
-		bool any;
-		uint64_t earliest = pass_deadlines(agent, id, &any);
-		struct pending *p = find_answered(agent, id);
-
-		if (p) {
-			if (ret)
-				*ret = p->result;
-			p->id = 0;
-			return p->error;
-		}
-		if (!any)
-			return -ESRCH;
-		if (deadline != UINT64_MAX && now_usec() >= deadline)
-			return -EAGAIN;
-		r = process(agent, deadline < earliest ? deadline : earliest);
-	}
-	return r;
+	return (unsigned int)scope >= PMEM_AGENT_N_SCOPES || timeout_usec == 0 ? -EINVAL : 0;
 }
 
 int pmem_agent_flush(struct pmem_agent *agent, int fd, enum pmem_agent_scope scope, uint64_t timeout_usec,
 		     struct pmem_agent_result *ret)
 {
-	uint64_t id;
-	int r = pmem_agent_submit(agent, fd, scope, timeout_usec, &id);
+	struct slot_key key = { .fd = fd, .type = PMEM_AGENT_PACKET_FLUSH, .scope = (uint32_t)scope };
+	int r = check_arguments(scope, timeout_usec);
+	struct pmem_agent_result result;
+	enum pmem_agent_method method;
 
 	if (r >= 0)
-		return pmem_agent_wait(agent, id, PMEM_AGENT_NO_TIMEOUT, ret);
-	if (ret) {
-		*ret = (struct pmem_agent_result){ .answer = PMEM_AGENT_UNKNOWN };
-		snprintf(ret->detail, sizeof(ret->detail), "the agent could not be asked: %s", strerrordesc_np(-r));
-	}
+		r = identify(fd, &key);
+	if (r < 0)
+		set_unasked(&result, PMEM_AGENT_UNKNOWN, r);
+	else
+		r = ask(agent, &key, timeout_usec, &method, &result);
+	if (ret)
+		*ret = result;
 	return r;
+}
+
+int pmem_agent_query(struct pmem_agent *agent, int fd, enum pmem_agent_scope scope, uint64_t timeout_usec,
+		     struct pmem_agent_info *ret)
+{
+	struct slot_key key = { .fd = fd, .type = PMEM_AGENT_PACKET_QUERY, .scope = (uint32_t)scope, .alone = true };
+	enum pmem_agent_method method = PMEM_AGENT_METHOD_NONE;
+	int r = check_arguments(scope, timeout_usec);
+	struct pmem_agent_result result;
+
+	if (r < 0)
+		set_unasked(&result, PMEM_AGENT_UNKNOWN, r);
+	else
+		r = ask(agent, &key, timeout_usec, &method, &result);
+	*ret = (struct pmem_agent_info){
+		.answer = result.answer,
+		.method = method,
+		.scope = result.scope,
+		.n_regions = result.n_regions,
+	};
+	memcpy(ret->regions, result.regions, sizeof(ret->regions));
+	memcpy(ret->detail, result.detail, sizeof(ret->detail));
+	return r;
+}
+
+/* ---- submit and wait ---- */
+
+int pmem_agent_submit(struct pmem_agent *agent, int fd, enum pmem_agent_scope scope, uint64_t timeout_usec,
+		      uint64_t *ret_id)
+{
+	struct slot_key key = { .fd = fd, .type = PMEM_AGENT_PACKET_FLUSH, .scope = (uint32_t)scope, .alone = true };
+	int cancel, r = check_arguments(scope, timeout_usec);
+	uint64_t deadline = deadline_after(timeout_usec);
+	struct slot *s;
+
+	if (r >= 0)
+		r = enter(agent, &cancel);
+	if (r < 0)
+		return r;
+	s = slot_new(agent, true, &key, deadline);
+	if (!s)
+		return leave(agent, cancel, -EAGAIN);
+	s->members = 1;
+	if (!await(agent, s, SLOT_SENT, deadline))
+		r = -ETIMEDOUT;
+	else if (!s->connection)
+		r = s->error;
+	else
+		*ret_id = s->result.id;
+	s->members = 0;
+	if (r < 0)
+		slot_free(agent, s);
+	else if (s->state == SLOT_ANSWERED)
+		signal_answers(agent);
+	return leave(agent, cancel, r);
+}
+
+static bool is_awaited(const struct slot *s, uint64_t id)
+{
+	return s->submitted && !s->done && (s->state == SLOT_SENT || s->state == SLOT_ANSWERED) && s->members == 0 &&
+	       (id == 0 || s->result.id == id);
+}
+
+/*
+ * An answer for `id`, or for any if that is 0; who is out of time has it. `ret_any`: there is such a request;
+ * `ret_earliest`: when the next of them will be; `connections`: where others may come in and nobody receives.
+ */
+static struct slot *look(struct pmem_agent *agent, uint64_t id, bool *ret_any, uint64_t *ret_earliest,
+			 struct connection *connections[static CLIENT_MAX_CONNECTIONS], unsigned int *ret_n)
+{
+	uint64_t now = client_now_usec();
+	bool wanted[CLIENT_MAX_CONNECTIONS] = { false };
+
+	*ret_any = false;
+	*ret_n = 0;
+	*ret_earliest = UINT64_MAX;
+	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS; i++) {
+		struct slot *s = &agent->slots[i];
+
+		if (!is_awaited(s, id))
+			continue;
+		*ret_any = true;
+		if (s->state == SLOT_SENT && s->deadline_usec <= now)
+			client_settle(agent, s, PMEM_AGENT_TIMEOUT, -ETIMEDOUT,
+				      "the agent has not answered by your deadline");
+		if (s->state == SLOT_ANSWERED)
+			return s;
+		if (s->deadline_usec < *ret_earliest)
+			*ret_earliest = s->deadline_usec;
+		if (!s->connection->receiving)
+			wanted[s->connection - agent->connections] = true;
+	}
+	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
+		if (wanted[i])
+			connections[(*ret_n)++] = &agent->connections[i];
+	return NULL;
+}
+
+static int wait_for(struct pmem_agent *agent, uint64_t id, uint64_t deadline_usec, struct pmem_agent_result *ret)
+{
+	struct connection *connections[CLIENT_MAX_CONNECTIONS];
+
+	for (;;) {
+		uint64_t earliest;
+		unsigned int n;
+		bool any;
+		struct slot *s = look(agent, id, &any, &earliest, connections, &n);
+
+		if (s) {
+			if (ret)
+				*ret = s->result;
+			slot_free(agent, s);
+			return s->error;
+		}
+		if (!any)
+			return -ESRCH;
+		if (is_over(deadline_usec))
+			return -EAGAIN;
+		/* They may be what somebody polls for. */
+		signal_answers(agent);
+		if (earliest > deadline_usec)
+			earliest = deadline_usec;
+		agent->waiting++;
+		if (n > 0)
+			connection_receive(agent, connections, n, earliest);
+		else
+			wait_until(agent, &agent->answered, earliest);
+		agent->waiting--;
+	}
+}
+
+int pmem_agent_wait(struct pmem_agent *agent, uint64_t id, uint64_t timeout_usec, struct pmem_agent_result *ret)
+{
+	uint64_t deadline = deadline_after(timeout_usec);
+	int cancel, r = enter(agent, &cancel);
+
+	if (r < 0)
+		return r;
+	/* What has come already comes before any deadline. */
+	connection_drain(agent);
+	r = wait_for(agent, id, deadline, ret);
+	hand_over(agent);
+	signal_answers(agent);
+	return leave(agent, cancel, r);
 }

@@ -5,8 +5,9 @@
  * Only a return value of 0 says that something is durable: every store and write to the target that was complete before
  * the call. Any other promises nothing; see enum pmem_agent_answer in wire.h for what is known then.
  *
- * In this version a struct pmem_agent is for one thread at a time; each thread may have its own. After fork() both
- * processes may go on using it: the child has a connection of its own then, and no requests. No call raises SIGPIPE.
+ * A struct pmem_agent may be used by any number of threads at once. Those that flush the same open file at the same
+ * time are combined where none of their requests has been sent yet. After fork() both processes may go on using it: the
+ * child has a connection of its own then, and no requests. No call raises SIGPIPE, and none is a cancellation point.
  * Times are in microseconds.
  */
 #pragma once
@@ -18,6 +19,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#pragma GCC visibility push(default)
 
 struct pmem_agent;
 
@@ -68,7 +71,36 @@ int pmem_agent_flush(struct pmem_agent *agent, int fd, enum pmem_agent_scope sco
 		     struct pmem_agent_result *ret);
 
 /*
- * Asks for the same and does not wait: `ret_id`, never 0, is for pmem_agent_wait(). `fd` may be closed at once.
+ * What pmem_agent_flush() would come to now, without flushing anything. `ret` is filled in, answer and detail at least.
+ *
+ * 0: the flush would be made, and `ret->detail` tells what shows how. Else a negative errno as from pmem_agent_flush().
+ */
+struct pmem_agent_info {
+	enum pmem_agent_answer answer;                           /* 0: it would be made */
+	enum pmem_agent_method method;                           /* how; or of the region which is why it can't be */
+	enum pmem_agent_scope scope;                             /* what would be flushed */
+	unsigned int n_regions;                                  /* below it, as far as they are known */
+	struct pmem_agent_epoch regions[PMEM_AGENT_MAX_REGIONS]; /* a page of 0: there is none */
+	char detail[PMEM_AGENT_DETAIL_MAX];                      /* a sentence, "" if there is nothing to tell */
+};
+int pmem_agent_query(struct pmem_agent *agent, int fd, enum pmem_agent_scope scope, uint64_t timeout_usec,
+		     struct pmem_agent_info *ret);
+
+/*
+ * The number of the newest flush that was confirmed for a region, and whether it has lost stores that nobody has
+ * acknowledged, from its page in memory: also while there is no agent. `page` is from a result or an info. The first
+ * call for a page opens it; later ones make no system call, and may be made in a signal handler.
+ *
+ * pmem_agent_epoch(): 0 or a negative errno. pmem_agent_lost(): 0: nothing was lost; PMEM_AGENT_LOST;
+ * PMEM_AGENT_UNKNOWN: nobody can tell, maybe for a moment only; or a negative errno: -ENOENT: there is no such page;
+ * -EPROTONOSUPPORT: the agent has pages of another version; -EMFILE, -ENOMEM, -EACCES.
+ */
+int pmem_agent_epoch(struct pmem_agent *agent, uint64_t page, uint64_t *ret);
+int pmem_agent_lost(struct pmem_agent *agent, uint64_t page);
+
+/*
+ * Asks for the same as pmem_agent_flush() and does not wait: `ret_id`, never 0, is for pmem_agent_wait(). `fd` may be
+ * closed at once.
  *
  * 0: it has been sent. -EAGAIN: PMEM_AGENT_MAX_SUBMITTED are under way, take a result first; -ETIMEDOUT: it could not
  * be sent in time; -EINVAL, -EBADF; -ETOOMANYREFS: the kernel's bound of descriptors in flight; or as from
@@ -93,6 +125,8 @@ int pmem_agent_get_fd(const struct pmem_agent *agent);
  * -ESRCH       no such request is under way
  */
 int pmem_agent_wait(struct pmem_agent *agent, uint64_t id, uint64_t timeout_usec, struct pmem_agent_result *ret);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

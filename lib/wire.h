@@ -40,8 +40,8 @@ enum pmem_agent_answer {
 
 /*
  * The socket: /run/pmem-agent/socket, SOCK_SEQPACKET, native byte order. A request is one packet and brings exactly one
- * descriptor (SCM_RIGHTS): what it stands for is to be made durable, or is asked about. Each request has one reply, in any order, and
- * replies carry the id of their request. See pmem-agent-socket(7).
+ * descriptor (SCM_RIGHTS): what it stands for is to be made durable, or is asked about. Each request has one reply, in
+ * any order, and replies carry the id of their request. See pmem-agent-socket(7).
  *
  * `version`, `type` and `id` stay where they are in every version.
  */
@@ -168,7 +168,8 @@ struct pmem_agent_page {
 		uint64_t epoch;        /* newest round the agent told anyone of as durable */
 		int32_t loss_error;    /* errno */
 		uint32_t loss_origin;  /* enum flush_origin */
-		uint32_t reading;      /* not 0: it is taking errors from the trace instance, or died before it counted them */
+		uint32_t
+		    reading; /* not 0: it is taking errors from the trace instance, or died before it counted them */
 		uint32_t recalled;     /* 1: what earlier boots lost is counted here; stored after it */
 		uint64_t loss_epoch;   /* newest round confirmed before it */
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
