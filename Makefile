@@ -59,7 +59,11 @@ objects := $(sources:%.c=$(build)/%.o)
 lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
 libraries := $(build)/libpmem-agent.a $(build)/libpmem-agent.so.0
 programs := $(mains:%=$(build)/%)
-manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd))
+# A page has each call of a library: the one of the same name, or the one that it is a link to.
+page-of-flush := connect close submit wait get_fd
+page-of-epoch := lost
+manual-links := $(foreach p,flush epoch,$(page-of-$(p):%=$(build)/lib/pmem_agent_%.3))
+manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd)) $(manual-links)
 test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so
 
 all: $(programs) $(libraries) $(build)/libpmem-agent.pc $(manuals)
@@ -117,7 +121,13 @@ $(build)/bench-slow.so: selftest/bench-slow.c $(build)/.deps-ok
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(CFLAGS) -fPIC -shared -o $@ $<
 
-$(manuals): $(build)/%: %.scd $(build)/.deps-ok
+$(page-of-flush:%=$(build)/lib/pmem_agent_%.3): page = pmem_agent_flush.3
+$(page-of-epoch:%=$(build)/lib/pmem_agent_%.3): page = pmem_agent_epoch.3
+$(manual-links):
+	$(Q)mkdir -p $(@D)
+	$(Q)echo '.so man3/$(page)' > $@
+
+$(filter-out $(manual-links),$(manuals)): $(build)/%: %.scd $(build)/.deps-ok
 	$(say) MAN $@
 	$(Q)mkdir -p $(@D)
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
@@ -212,6 +222,7 @@ uninstall:
 
 run-tests = selftest/run-tests --build-dir $(build)
 asan = $(MAKE) --no-print-directory O=$(build)/asan SANITIZE=address,undefined
+tsan = $(MAKE) --no-print-directory O=$(build)/tsan SANITIZE=thread
 
 tests: all $(test-programs)
 
@@ -222,7 +233,8 @@ check-fast: tests
 check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
-	$(Q)$(run-tests) unit asan sim machine guest
+	$(Q)$(tsan) $(build)/tsan/test-threads $(build)/tsan/pmem-agent
+	$(Q)$(run-tests) unit asan tsan sim machine guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
 soak: $(build)/sim-flush
