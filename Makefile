@@ -57,16 +57,20 @@ clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/loa
 
 objects := $(sources:%.c=$(build)/%.o)
 lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
-libraries := $(build)/libpmem-agent.a $(build)/libpmem-agent.so.0
+lib-names := libpmem-agent libpmem-agent-pmem2
+libraries := $(foreach l,$(lib-names),$(build)/$(l).a $(build)/$(l).so.0)
+examples := $(patsubst lib/examples/%.c,$(build)/example-%,$(wildcard lib/examples/*.c))
 programs := $(mains:%=$(build)/%)
 # A page has each call of a library: the one of the same name, or the one that it is a link to.
 page-of-flush := connect close submit wait get_fd
 page-of-epoch := lost
-manual-links := $(foreach p,flush epoch,$(page-of-$(p):%=$(build)/lib/pmem_agent_%.3))
+page-of-persist := map_new map_delete map_get_store_granularity persist_or_abort
+manual-links := $(foreach p,flush epoch persist,$(page-of-$(p):%=$(build)/lib/pmem_agent_%.3))
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd)) $(manual-links)
-test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so
+test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so \
+	$(examples)
 
-all: $(programs) $(libraries) $(build)/libpmem-agent.pc $(manuals)
+all: $(programs) $(libraries) $(lib-names:%=$(build)/%.pc) $(manuals)
 
 $(build)/%.o: %.c $(build)/.deps-ok
 	$(say) CC $<
@@ -74,23 +78,27 @@ $(build)/%.o: %.c $(build)/.deps-ok
 	$(Q)$(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules)) -MMD -MP -c -o $@ $<
 
 $(build)/libagent.a: $(objects)
-$(build)/libagent.a:
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-# What applications link. Only what the map names is seen from outside, of the static one too.
+# What applications link. Only what its map names is seen from outside, of a static one too.
 $(lib-objects): cflags += -fPIC
-$(build)/libpmem-agent.a: $(lib-objects)
+$(build)/libpmem-agent.a $(build)/libpmem-agent.so.0: $(filter-out %/pmem2.o,$(lib-objects))
+$(build)/libpmem-agent-pmem2.a $(build)/libpmem-agent-pmem2.so.0: $(build)/lib/pmem2.o
+$(build)/libpmem-agent-pmem2.so.0: $(build)/libpmem-agent.so.0
+$(build)/libpmem-agent-pmem2.so.0: needs = $(shell $(PKG_CONFIG) --libs libpmem2)
+
+$(lib-names:%=$(build)/%.a):
 	$(say) AR $@
 	$(Q)$(LD) -r -o $(@:.a=-whole.o) $^ && $(OBJCOPY) --localize-hidden $(@:.a=-whole.o)
 	$(Q)rm -f $@ && ar rcs $@ $(@:.a=-whole.o) && rm -f $(@:.a=-whole.o)
 
-$(build)/libpmem-agent.so.0: $(lib-objects) lib/libpmem-agent.map
+$(lib-names:%=$(build)/%.so.0): $(build)/%.so.0: lib/%.map
 	$(say) LD $@
-	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -pthread -Wl,-soname,$(@F) -Wl,--version-script=lib/libpmem-agent.map \
-		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(lib-objects)
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -pthread -Wl,-soname,$(@F) -Wl,--version-script=$(filter %.map,$^) \
+		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(filter-out %.map,$^) $(needs)
 
-$(build)/libpmem-agent.pc: lib/libpmem-agent.pc.in Makefile
+$(build)/%.pc: lib/%.pc.in Makefile
 	$(Q)mkdir -p $(@D)
 	$(Q)sed 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@VERSION@|$(VERSION)|' $< > $@
 
@@ -100,6 +108,8 @@ $(programs):
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules))
 
+$(build)/test-pmem2: $(build)/libpmem-agent-pmem2.a
+$(build)/test-pmem2: test-modules += libpmem2
 $(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a $(build)/libpmem-agent.a
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
@@ -116,6 +126,17 @@ $(clients:%=$(build)/%): $(build)/%: $(build)/selftest/%.o $(build)/libpmem-agen
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ $(if $(findstring bench,$@),$(shell $(PKG_CONFIG) --libs libsystemd))
 
+# As the manual says, with the shared libraries.
+$(examples:$(build)/example-%=$(build)/lib/examples/%.o): cflags += -I$(build)/include
+$(examples:$(build)/example-%=$(build)/lib/examples/%.o): | $(build)/include/pmem-agent
+$(build)/include/pmem-agent:
+	$(Q)mkdir -p $(@D) && ln -sfn $(CURDIR)/lib $@
+
+$(examples): $(build)/example-%: $(build)/lib/examples/%.o $(libraries)
+	$(say) LD $@
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $< $(if $(findstring pmem2,$@),$(build)/libpmem-agent-pmem2.so.0) \
+		$(build)/libpmem-agent.so.0 $(if $(findstring pmem2,$@),$(shell $(PKG_CONFIG) --libs libpmem2))
+
 $(build)/bench-slow.so: selftest/bench-slow.c $(build)/.deps-ok
 	$(say) LD $@
 	$(Q)mkdir -p $(@D)
@@ -123,6 +144,7 @@ $(build)/bench-slow.so: selftest/bench-slow.c $(build)/.deps-ok
 
 $(page-of-flush:%=$(build)/lib/pmem_agent_%.3): page = pmem_agent_flush.3
 $(page-of-epoch:%=$(build)/lib/pmem_agent_%.3): page = pmem_agent_epoch.3
+$(page-of-persist:%=$(build)/lib/pmem_agent_%.3): page = pmem_agent_persist.3
 $(manual-links):
 	$(Q)mkdir -p $(@D)
 	$(Q)echo '.so man3/$(page)' > $@
@@ -133,13 +155,13 @@ $(filter-out $(manual-links),$(manuals)): $(build)/%: %.scd $(build)/.deps-ok
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
-	rm -rf $(build)/agent $(build)/lib $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/*.pc $(programs) $(test-programs)
+	rm -rf $(build)/agent $(build)/lib $(build)/include $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/*.pc $(programs) $(test-programs)
 
 # ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
 
 deps-build := $(CC)=gcc $(PKG_CONFIG)=pkg-config $(SCDOC)=scdoc libsystemd.pc=libsystemd-dev libndctl.pc=libndctl-dev \
 	libdaxctl.pc=libdaxctl-dev mount.pc=libmount-dev smartcols.pc=libsmartcols-dev json-c.pc=libjson-c-dev \
-	inih.pc=libinih-dev /usr/include/stdio.h=libc6-dev
+	inih.pc=libinih-dev libpmem2.pc=libpmem2-dev $(LD)=binutils /usr/include/stdio.h=libc6-dev
 deps-test := cmocka.pc=libcmocka-dev umockdev-1.0.pc=libumockdev-dev umockdev-run=umockdev dbus-daemon=dbus
 deps-guest := python3=python3 qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs depmod=kmod \
 	xz=xz-utils fakeroot=fakeroot newuidmap=uidmap \
@@ -171,9 +193,9 @@ deps:
 installed = \
 	755:$(build)/pmem-agent:$(sbindir)/pmem-agent \
 	755:$(build)/pmemctl:$(bindir)/pmemctl \
-	644:$(build)/libpmem-agent.a:$(libdir)/libpmem-agent.a \
-	755:$(build)/libpmem-agent.so.0:$(libdir)/libpmem-agent.so.0 \
-	644:$(build)/libpmem-agent.pc:$(libdir)/pkgconfig/libpmem-agent.pc \
+	$(foreach l,$(lib-names),644:$(build)/$(l).a:$(libdir)/$(l).a 755:$(build)/$(l).so.0:$(libdir)/$(l).so.0 \
+		644:$(build)/$(l).pc:$(libdir)/pkgconfig/$(l).pc) \
+	644:lib/pmem-agent-pmem2.h:$(includedir)/pmem-agent/pmem-agent-pmem2.h \
 	644:lib/pmem-agent.h:$(includedir)/pmem-agent/pmem-agent.h \
 	644:lib/wire.h:$(includedir)/pmem-agent/wire.h \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
@@ -199,7 +221,7 @@ install: all
 		esac; \
 		install -m $$mode $(build)/.install "$$to"; rm -f $(build)/.install; \
 	done
-	$(Q)ln -sf libpmem-agent.so.0 $(DESTDIR)$(libdir)/libpmem-agent.so
+	$(Q)for l in $(lib-names); do ln -sf $$l.so.0 $(DESTDIR)$(libdir)/$$l.so; done
 	$(Q)if [ -e $(conffile) ]; then echo "Kept as it is: $(conffile)"; else \
 		install -D -m 644 pmem-agent.conf $(conffile); fi
 	$(if $(DESTDIR),,$(announce))
@@ -214,7 +236,7 @@ announce = $(Q)[ "$$(id -u)" != 0 ] || ldconfig 2>/dev/null; [ "$$(id -u)" = 0 ]
 
 uninstall:
 	$(Q)rm -f $(foreach row,$(installed),"$(DESTDIR)$(lastword $(subst :, ,$(row)))")
-	$(Q)rm -f "$(DESTDIR)$(libdir)/libpmem-agent.so"
+	$(Q)rm -f $(lib-names:%="$(DESTDIR)$(libdir)/%.so")
 	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" "$(DESTDIR)$(includedir)/pmem-agent" 2>/dev/null || true
 	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
 
@@ -283,4 +305,4 @@ help:
 
 .PHONY: all tests check check-fast soak bench demo clean deps install uninstall format help
 .SECONDARY:
--include $(objects:.o=.d) $(lib-objects:.o=.d) $(wildcard $(build)/selftest/*.d $(build)/agent/*.d)
+-include $(objects:.o=.d) $(lib-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

@@ -318,8 +318,10 @@ int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const st
 		struct flush_status status;
 
 		manager_region_get_status(r->parts[i].region, &status);
+		if (status.loss.number > 0)
+			answer = describe_refusal(r->parts[i].region, PMEM_AGENT_LOST, ret->detail);
 		/* Else what earlier boots lost is being read, and a flush would wait for it. */
-		if (status.withheld && m->memory.problem[0])
+		else if (status.withheld && m->memory.problem[0])
 			answer = describe_refusal(r->parts[i].region, PMEM_AGENT_UNKNOWN, ret->detail);
 	}
 	ret->answer = (enum pmem_agent_answer)answer;
