@@ -64,8 +64,11 @@ static int find_page(const char *path, const char *identity, sd_id128_t boot_id,
 	r = map_page(fd, &page);
 	if (r < 0)
 		return r;
-	if (!page_is_ours(page, identity, boot_id))
+	if (!page_is_ours(page, identity, boot_id)) {
+		/* It will be replaced: who has it mapped must not go on believing it. */
+		store(page->magic, 0);
 		return -ENOENT;
+	}
 	*ret = page;
 	page = NULL;
 	return 0;

@@ -114,6 +114,22 @@ static void test_page_of_another_region_is_replaced(void **state)
 	assert_true(page->agent.loss == 0);
 }
 
+/* Whoever has the old one mapped sees that it tells nothing any more. */
+static void test_replaced_page_is_retired(void **state)
+{
+	struct pmem_agent_page *old;
+
+	assert_int_equal(worker_open_page(directory, IDENTITY, SD_ID128_ALLF, &old), 0);
+	old->agent.recalled = 1;
+	assert_int_equal(pmem_agent_page_lost(old), 0);
+	old->version++;
+	open_again(SD_ID128_ALLF);
+	assert_int_equal(page->version, PMEM_AGENT_PAGE_VERSION);
+	old->version--;
+	assert_int_equal(pmem_agent_page_lost(old), PMEM_AGENT_UNKNOWN);
+	worker_close_page(old);
+}
+
 static void test_torn_page_is_replaced(void **state)
 {
 	page->agent.loss = 7;
@@ -417,6 +433,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_page_is_kept, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_page_of_another_boot_is_replaced, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_page_of_another_region_is_replaced, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_replaced_page_is_retired, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_torn_page_is_replaced, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_confirmed, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_replaced, set_up, tear_down),
