@@ -9,6 +9,7 @@
 #include <libgen.h>
 #include <limits.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -150,9 +151,15 @@ static inline int served_stop_agent(struct served *s)
 	return served_wait_agent(s);
 }
 
+/* With its children that have its descriptors: as long as one is there, its connections and its lock are too. */
 static inline void served_kill_agent(struct served *s)
 {
+	int fd;
+
 	session_kill(&s->session.agent);
+	fd = open(s->session.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	flock(fd, LOCK_EX);
+	safe_close(fd);
 }
 
 static inline void served_stop(struct served *s)
