@@ -56,7 +56,8 @@ simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/bench-flush.c))
 
 objects := $(sources:%.c=$(build)/%.o)
-lib-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))
+preload-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/preload*.c))
+lib-objects := $(filter-out $(preload-objects),$(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c)))
 lib-names := libpmem-agent libpmem-agent-pmem2
 libraries := $(foreach l,$(lib-names),$(build)/$(l).a $(build)/$(l).so.0)
 examples := $(patsubst lib/examples/%.c,$(build)/example-%,$(wildcard lib/examples/*.c))
@@ -68,9 +69,9 @@ page-of-persist := map_new map_delete map_get_store_granularity persist_or_abort
 manual-links := $(foreach p,flush epoch persist,$(page-of-$(p):%=$(build)/lib/pmem_agent_%.3))
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd)) $(manual-links)
 test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so \
-	$(examples)
+	$(build)/preload-fail.so $(examples)
 
-all: $(programs) $(libraries) $(lib-names:%=$(build)/%.pc) $(manuals)
+all: $(programs) $(libraries) $(build)/libpmem-agent-preload.so $(lib-names:%=$(build)/%.pc) $(manuals)
 
 $(build)/%.o: %.c $(build)/.deps-ok
 	$(say) CC $<
@@ -82,7 +83,7 @@ $(build)/libagent.a: $(objects)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 # What applications link. Only what its map names is seen from outside, of a static one too.
-$(lib-objects): cflags += -fPIC
+$(lib-objects) $(preload-objects): cflags += -fPIC
 $(build)/libpmem-agent.a $(build)/libpmem-agent.so.0: $(filter-out %/pmem2.o,$(lib-objects))
 $(build)/libpmem-agent-pmem2.a $(build)/libpmem-agent-pmem2.so.0: $(build)/lib/pmem2.o
 $(build)/libpmem-agent-pmem2.so.0: $(build)/libpmem-agent.so.0
@@ -97,6 +98,12 @@ $(lib-names:%=$(build)/%.so.0): $(build)/%.so.0: lib/%.map
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -pthread -Wl,-soname,$(@F) -Wl,--version-script=$(filter %.map,$^) \
 		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(filter-out %.map,$^) $(needs)
+
+# It takes the place of calls in any program: nothing but these is seen, and nothing is bound when they are called.
+$(build)/libpmem-agent-preload.so: $(preload-objects) $(build)/lib/exchange.o lib/libpmem-agent-preload.map
+	$(say) LD $@
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=lib/libpmem-agent-preload.map \
+		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(filter %.o,$^)
 
 $(build)/%.pc: lib/%.pc.in Makefile
 	$(Q)mkdir -p $(@D)
@@ -137,7 +144,7 @@ $(examples): $(build)/example-%: $(build)/lib/examples/%.o $(libraries)
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $< $(if $(findstring pmem2,$@),$(build)/libpmem-agent-pmem2.so.0) \
 		$(build)/libpmem-agent.so.0 $(if $(findstring pmem2,$@),$(shell $(PKG_CONFIG) --libs libpmem2))
 
-$(build)/bench-slow.so: selftest/bench-slow.c $(build)/.deps-ok
+$(build)/bench-slow.so $(build)/preload-fail.so: $(build)/%.so: selftest/%.c $(build)/.deps-ok
 	$(say) LD $@
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(CFLAGS) -fPIC -shared -o $@ $<
@@ -155,7 +162,7 @@ $(filter-out $(manual-links),$(manuals)): $(build)/%: %.scd $(build)/.deps-ok
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
-	rm -rf $(build)/agent $(build)/lib $(build)/include $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/*.pc $(programs) $(test-programs)
+	rm -rf $(build)/agent $(build)/lib $(build)/include $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/libpmem-agent-preload.so $(build)/*.pc $(programs) $(test-programs)
 
 # ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
 
@@ -193,6 +200,7 @@ deps:
 installed = \
 	755:$(build)/pmem-agent:$(sbindir)/pmem-agent \
 	755:$(build)/pmemctl:$(bindir)/pmemctl \
+	755:$(build)/libpmem-agent-preload.so:$(libdir)/libpmem-agent-preload.so \
 	$(foreach l,$(lib-names),644:$(build)/$(l).a:$(libdir)/$(l).a 755:$(build)/$(l).so.0:$(libdir)/$(l).so.0 \
 		644:$(build)/$(l).pc:$(libdir)/pkgconfig/$(l).pc) \
 	644:lib/pmem-agent-pmem2.h:$(includedir)/pmem-agent/pmem-agent-pmem2.h \
@@ -305,4 +313,4 @@ help:
 
 .PHONY: all tests check check-fast soak bench demo clean deps install uninstall format help
 .SECONDARY:
--include $(objects:.o=.d) $(lib-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)
+-include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * preload-agent: connections, and one request over one of them
+ *
+ * Whoever needs a connection claims one that nobody uses: a signal handler another one than what it has interrupted.
+ * One with a request under way is given back only when its answer has been received, so that it never brings an answer
+ * to somebody else.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "exchange.h"
+#include "preload.h"
+
+#define N_LINES        16
+#define MAX_RECONNECTS 16
+#define HIGH_FD        960 /* where no application expects its own, and select() still reaches */
+#define RETRY_NSEC     1000000
+
+enum line_state { LINE_FREE, LINE_IDLE, LINE_BUSY };
+
+struct line {
+	uint32_t state;
+	int fd;
+	uint64_t inode; /* of the socket: whether the number is still ours */
+};
+
+static struct line lines[N_LINES];
+static struct sockaddr_un address = { .sun_family = AF_UNIX };
+
+/*
+ * Whose lines these are: a process's number, in memory that a child of fork() finds zeroed. A child of vfork() finds
+ * its parent's. NULL: each request has a connection of its own.
+ */
+static int32_t *owner;
+
+void preload_agent_init(void)
+{
+	int32_t *page;
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s/" PMEM_AGENT_SOCKET_NAME, preload_directory());
+	page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (page == MAP_FAILED)
+		return;
+	if (madvise(page, 4096, MADV_WIPEONFORK) < 0) {
+		munmap(page, 4096);
+		return;
+	}
+	*page = getpid();
+	owner = page;
+}
+
+static bool is_socket(int fd, uint64_t inode)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_ino == inode;
+}
+
+/* The lines that a child has inherited are its parent's: it gives up its duplicates of them. */
+static void inherit(void)
+{
+	for (unsigned int i = 0; i < N_LINES; i++) {
+		if (lines[i].state != LINE_FREE && is_socket(lines[i].fd, lines[i].inode))
+			close(lines[i].fd);
+		lines[i].state = LINE_FREE;
+	}
+}
+
+static bool lines_are_ours(void)
+{
+	int32_t pid = getpid(), none = 0;
+
+	if (!owner)
+		return false;
+	if (__atomic_load_n(owner, __ATOMIC_ACQUIRE) == pid)
+		return true;
+	if (!__atomic_compare_exchange_n(owner, &none, -1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+		return false;
+	inherit();
+	__atomic_store_n(owner, pid, __ATOMIC_RELEASE);
+	return true;
+}
+
+static bool claim_state(struct line *line, uint32_t state)
+{
+	return __atomic_compare_exchange_n(&line->state, &state, LINE_BUSY, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+static void let_go(struct line *line, enum line_state state)
+{
+	__atomic_store_n(&line->state, state, __ATOMIC_RELEASE);
+}
+
+static void sleep_a_little(void)
+{
+	const struct timespec ts = { .tv_nsec = RETRY_NSEC };
+
+	nanosleep(&ts, NULL);
+}
+
+static int connect_line(struct line *line)
+{
+	struct stat st;
+	int fd, high;
+
+	/* Too many wait to be accepted: so do we. */
+	while ((fd = exchange_connect(&address)) == -EAGAIN)
+		sleep_a_little();
+	if (fd < 0)
+		return fd;
+	high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
+	if (high >= 0) {
+		close(fd);
+		fd = high;
+	}
+	line->fd = fd;
+	line->inode = fstat(fd, &st) == 0 ? st.st_ino : 0;
+	return 0;
+}
+
+/* A line to be used by nobody else, connected: one of `lines`, or `own`. 0 or a negative errno. */
+static int claim(struct line *own, struct line **ret)
+{
+	bool ours = lines_are_ours();
+	struct line *line = own;
+	int r;
+
+	for (unsigned int i = 0; ours && i < N_LINES; i++) {
+		if (!claim_state(&lines[i], LINE_IDLE))
+			continue;
+		if (is_socket(lines[i].fd, lines[i].inode)) {
+			*ret = &lines[i];
+			return 0;
+		}
+		/* The application has closed it; whatever has its number now is not ours. */
+		let_go(&lines[i], LINE_FREE);
+	}
+	for (unsigned int i = 0; ours && line == own && i < N_LINES; i++)
+		if (claim_state(&lines[i], LINE_FREE))
+			line = &lines[i];
+	r = connect_line(line);
+	if (r < 0 && line != own)
+		let_go(line, LINE_FREE);
+	*ret = line;
+	return r;
+}
+
+/* `reusable`: nothing is under way on it. */
+static void give_back(struct line *line, const struct line *own, bool reusable)
+{
+	if (line != own && reusable) {
+		let_go(line, LINE_IDLE);
+		return;
+	}
+	if (is_socket(line->fd, line->inode))
+		close(line->fd);
+	if (line != own)
+		let_go(line, LINE_FREE);
+}
+
+static bool is_same(int fd, const struct preload_file *file)
+{
+	struct statx stx;
+
+	return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &stx) == 0 && stx.stx_ino == file->inode &&
+	       makedev(stx.stx_dev_major, stx.stx_dev_minor) == file->device;
+}
+
+/* Sends it to whichever agent takes it. 0 or a negative errno: nobody has got it. */
+static int deliver(const struct pmem_agent_request *request, int fd, struct line *own, struct line **ret)
+{
+	int r = -ECONNRESET;
+
+	for (unsigned int i = 0; i < MAX_RECONNECTS; i++) {
+		r = claim(own, ret);
+		if (r < 0)
+			return r;
+		while ((r = exchange_send((*ret)->fd, request, fd)) == -EAGAIN)
+			sleep_a_little();
+		if (r == 0)
+			return 0;
+		give_back(*ret, own, !exchange_is_undelivered(r));
+		if (!exchange_is_undelivered(r))
+			return r;
+	}
+	return r;
+}
+
+/* The answer to the only request under way there. False: it ended before. */
+static bool receive(const struct line *line, struct pmem_agent_reply *reply, struct exchange_verdict *v)
+{
+	ssize_t size;
+
+	while ((size = exchange_receive(line->fd, reply, true)) == -EINTR || size == -EAGAIN)
+		if (size == -EAGAIN)
+			sleep_a_little();
+	if (size <= 0)
+		return false;
+	exchange_judge(reply, (size_t)size, v);
+	if (v->concern == EXCHANGE_ONE)
+		exchange_expect(PMEM_AGENT_PACKET_FLUSH, reply, v);
+	return true;
+}
+
+enum preload_outcome preload_ask(int fd, enum pmem_agent_scope scope, const struct preload_file *file,
+				 struct preload_reply *ret)
+{
+	const struct pmem_agent_request request = {
+		.version = PMEM_AGENT_WIRE_VERSION,
+		.type = PMEM_AGENT_PACKET_FLUSH,
+		.id = 1,
+		.scope = scope,
+	};
+	struct pmem_agent_reply reply;
+	struct exchange_verdict v;
+	struct line own = { .fd = -1 }, *line;
+	bool same;
+
+	if (deliver(&request, fd, &own, &line) < 0)
+		return PRELOAD_UNASKED;
+	same = is_same(fd, file);
+	if (!receive(line, &reply, &v)) {
+		give_back(line, &own, false);
+		return PRELOAD_UNKNOWN;
+	}
+	give_back(line, &own, v.concern == EXCHANGE_ONE);
+	if (!same)
+		return PRELOAD_CHANGED;
+	/* Refused as a whole: too many connections, or another version. It has flushed nothing. */
+	if (v.concern == EXCHANGE_REFUSAL && (v.answer == PMEM_AGENT_BUSY || v.error == -EPROTONOSUPPORT))
+		return PRELOAD_UNASKED;
+	ret->answer = v.answer;
+	ret->error = -v.error;
+	ret->page = v.answer == PMEM_AGENT_DURABLE && reply.n_regions == 1 ? reply.regions[0].page : 0;
+	return PRELOAD_TOLD;
+}

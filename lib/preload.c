@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * preload: libpmem-agent-preload, for programs that can't be changed; pmem-agent-preload(7)
+ *
+ * A call on a file of an asynchronous region goes to the agent, any other to the real one. What the agent can't be
+ * asked is left to the real call too, and never made better than that: what a region has lost is looked for before it
+ * and after it, and if it fails all later ones in this process do.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "preload.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define N_FLUSHED 8 /* files that one msync() remembers to have flushed already */
+
+typedef int (*sync_call)(int fd);
+
+static struct {
+	sync_call fsync, fdatasync, syncfs;
+	int (*msync)(void *address, size_t size, int flags);
+	void *(*mmap)(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+} real;
+
+/* Before this library is initialised others may call already. */
+static int bare_fsync(int fd)
+{
+	return (int)syscall(SYS_fsync, fd);
+}
+
+static int bare_fdatasync(int fd)
+{
+	return (int)syscall(SYS_fdatasync, fd);
+}
+
+static int bare_syncfs(int fd)
+{
+	return (int)syscall(SYS_syncfs, fd);
+}
+
+static int bare_msync(void *address, size_t size, int flags)
+{
+	return (int)syscall(SYS_msync, address, size, flags);
+}
+
+static void *bare_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+	return (void *)syscall(SYS_mmap, address, size, protection, flags, fd, offset);
+}
+
+#define REAL(name) (real.name ? real.name : bare_##name)
+
+__attribute__((constructor)) static void init(void)
+{
+	int saved = errno;
+
+	preload_device_init();
+	preload_agent_init();
+	real.mmap = dlsym(RTLD_NEXT, "mmap");
+	real.msync = dlsym(RTLD_NEXT, "msync");
+	real.syncfs = dlsym(RTLD_NEXT, "syncfs");
+	real.fdatasync = dlsym(RTLD_NEXT, "fdatasync");
+	real.fsync = dlsym(RTLD_NEXT, "fsync");
+	errno = saved;
+}
+
+/* ---- one flush ---- */
+
+/* The real call: of a descriptor, or of a piece of memory. */
+struct call {
+	sync_call sync;
+	int fd;
+	void *address;
+	size_t size;
+};
+
+static int make(const struct call *c)
+{
+	int r = c->sync ? c->sync(c->fd) : REAL(msync)(c->address, c->size, MS_SYNC);
+
+	return r < 0 ? errno : 0;
+}
+
+/* Where the agent can't be asked. */
+static int make_guarded(const struct call *c, const struct preload_file *file)
+{
+	int error;
+
+	if (file->kind == PRELOAD_DAX_DEVICE)
+		return EIO;
+	if (preload_device_is_lost(file, false))
+		return EIO;
+	error = make(c);
+	if (error == EIO)
+		preload_device_stick(file);
+	/* The error may have gone to somebody who made a flush at the same time: also to the worker of a dead agent. */
+	return error == 0 && preload_device_is_lost(file, true) ? EIO : error;
+}
+
+static bool is_read_only(int fd)
+{
+	struct statvfs st;
+
+	return fstatvfs(fd, &st) == 0 && st.f_flag & ST_RDONLY;
+}
+
+/* What the agent has said, as an errno, 0: durable. -1: the real call decides; -2: guarded. */
+static int take(const struct preload_reply *reply, int fd, const struct preload_file *file)
+{
+	bool device = file->kind == PRELOAD_DAX_DEVICE;
+
+	switch (reply->answer) {
+	case PMEM_AGENT_DURABLE:
+		preload_device_learn(file, reply->page);
+		return 0;
+	case PMEM_AGENT_FAILED:
+		return reply->error == ENOSPC || reply->error == EDQUOT ? reply->error : EIO;
+	case PMEM_AGENT_ORDINARY:
+	case PMEM_AGENT_SYNCHRONOUS:
+	case PMEM_AGENT_FILESYSTEM:
+		preload_device_dismiss(file);
+		return device && reply->answer != PMEM_AGENT_SYNCHRONOUS ? EIO : -1;
+	case PMEM_AGENT_UNFLUSHED:
+		/* Nothing is written there; or whatever is does not reach the host, and the real call would not say so.
+		 */
+		return !device && is_read_only(fd) ? -1 : EIO;
+	case PMEM_AGENT_BUSY:
+	case PMEM_AGENT_MIXED:
+	case PMEM_AGENT_REFUSED:
+	case PMEM_AGENT_DENIED:
+	case PMEM_AGENT_NOT_FOUND:
+		return -2;
+	case PMEM_AGENT_LOST:
+	case PMEM_AGENT_UNKNOWN:
+	case PMEM_AGENT_GONE:
+	case PMEM_AGENT_IMPOSSIBLE:
+	case PMEM_AGENT_STALE_LOSS:
+	case PMEM_AGENT_TIMEOUT:
+	case PMEM_AGENT_N_ANSWERS:
+		break;
+	}
+	return EIO;
+}
+
+/* 0 or an errno. `fd` is -1 where the application holds none. */
+static int flush(int fd, enum pmem_agent_scope scope, const struct preload_file *file, const struct call *c)
+{
+	struct preload_reply reply;
+	int error;
+
+	if (preload_device_is_stuck(file))
+		return EIO;
+	if (file->kind == PRELOAD_EMULATED || file->kind == PRELOAD_DAX_DEVICE)
+		scope = PMEM_AGENT_SCOPE_AUTO;
+	switch (fd >= 0 ? preload_ask(fd, scope, file, &reply) : PRELOAD_UNASKED) {
+	case PRELOAD_TOLD:
+		error = take(&reply, fd, file);
+		break;
+	case PRELOAD_UNASKED:
+	case PRELOAD_CHANGED:
+		error = -2;
+		break;
+	case PRELOAD_UNKNOWN:
+	default:
+		return EIO;
+	}
+	if (error == -2)
+		return make_guarded(c, file);
+	/* The agent flushes an emulated region by a descriptor of its own: errors that ours still has are told here. */
+	return error == -1 || (error == 0 && file->kind == PRELOAD_EMULATED) ? make(c) : error;
+}
+
+/* ---- descriptors ---- */
+
+static int finish(int error, int saved)
+{
+	errno = error ? error : saved;
+	return error ? -1 : 0;
+}
+
+static int route(int fd, enum pmem_agent_scope scope, sync_call call)
+{
+	const struct call c = { .sync = call, .fd = fd };
+	struct preload_file file;
+	int saved = errno, cancel, error;
+
+	if (!preload_is_active())
+		return call(fd);
+	preload_classify(fd, scope == PMEM_AGENT_SCOPE_FILESYSTEM, &file);
+	errno = saved;
+	if (file.kind == PRELOAD_NONE)
+		return call(fd);
+	/* A point of cancellation, as the real one; but not within. */
+	pthread_testcancel();
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	error = flush(fd, scope, &file, &c);
+	pthread_setcancelstate(cancel, NULL);
+	return finish(error, saved);
+}
+
+EXPORT int fsync(int fd)
+{
+	return route(fd, PMEM_AGENT_SCOPE_FILE, REAL(fsync));
+}
+
+EXPORT int fdatasync(int fd)
+{
+	return route(fd, PMEM_AGENT_SCOPE_FILE_DATA, REAL(fdatasync));
+}
+
+EXPORT int syncfs(int fd)
+{
+	return route(fd, PMEM_AGENT_SCOPE_FILESYSTEM, REAL(syncfs));
+}
+
+/* ---- memory ---- */
+
+struct flushed {
+	unsigned int n;
+	struct {
+		uint64_t device, inode;
+	} files[N_FLUSHED];
+};
+
+static bool is_flushed(const struct flushed *f, const struct preload_mapping *m)
+{
+	for (unsigned int i = 0; i < f->n; i++)
+		if (f->files[i].device == m->device && f->files[i].inode == m->inode)
+			return true;
+	return false;
+}
+
+/* One mapping, of which `c` is the piece that is asked for. 0 or an errno. */
+static int sync_mapping(const struct preload_mapping *m, const struct call *c, struct flushed *f)
+{
+	struct preload_file file;
+	int fd, error;
+
+	if (is_flushed(f, m))
+		return 0;
+	if (!preload_device_find(m->device))
+		return make(c);
+	fd = preload_map_find_fd(m->device, m->inode, &file);
+	if (file.kind == PRELOAD_NONE)
+		return make(c);
+	error = flush(fd, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
+	if (error == 0 && fd >= 0 && f->n < N_FLUSHED) {
+		f->files[f->n].device = m->device;
+		f->files[f->n++].inode = m->inode;
+	}
+	return error;
+}
+
+/* As the kernel does it: up to the first error, and holes don't count as one of these. 0 or an errno. */
+static int sync_mappings(uintptr_t start, uintptr_t end)
+{
+	struct flushed flushed = { .n = 0 };
+	bool hole = false;
+	struct preload_mapping m;
+	struct preload_map map;
+	int r = preload_map_open(&map), error = 0;
+
+	if (r < 0) {
+		const struct call whole = { .address = (void *)start, .size = end - start };
+		const struct preload_file any = { .kind = PRELOAD_DAX_FILE };
+
+		return make_guarded(&whole, &any);
+	}
+	for (uintptr_t at = start; error == 0 && at < end; at = m.end) {
+		r = preload_map_next(&map, at, &m);
+		if (r <= 0 || m.start >= end)
+			break;
+		if (m.start > at)
+			at = m.start;
+
+		const struct call piece = { .address = (void *)at, .size = (m.end < end ? m.end : end) - at };
+
+		error = sync_mapping(&m, &piece, &flushed);
+		/* Others have unmapped it meanwhile. */
+		if (error == ENOMEM) {
+			hole = true;
+			error = 0;
+		}
+	}
+	preload_map_close(&map);
+	return error ? error : r < 0 ? EIO : hole ? ENOMEM : 0;
+}
+
+EXPORT int msync(void *address, size_t size, int flags)
+{
+	const uintptr_t start = (uintptr_t)address, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	int saved = errno, cancel, error, holes;
+
+	if ((flags & ~MS_INVALIDATE) != MS_SYNC || preload_map_is_empty())
+		return REAL(msync)(address, size, flags);
+	/* Writes nothing, and says what is wrong with the range: but for holes it would be the end of the real one too.
+	 */
+	holes = REAL(msync)(address, size, (flags & MS_INVALIDATE) | MS_ASYNC) < 0 ? errno : 0;
+	if (holes != 0 && holes != ENOMEM) {
+		errno = saved;
+		return REAL(msync)(address, size, flags);
+	}
+	size = (size + page - 1) & ~(page - 1);
+	pthread_testcancel();
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	error = start + size < start ? 0 : sync_mappings(start, start + size);
+	pthread_setcancelstate(cancel, NULL);
+	return finish(error ? error : holes, saved);
+}
+
+EXPORT void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+	void *p = REAL(mmap)(address, size, protection, flags, fd, offset);
+
+	/* MAP_SHARED_VALIDATE has this bit too. */
+	if (p != MAP_FAILED && fd >= 0 && flags & MAP_SHARED && !(flags & MAP_ANONYMOUS))
+		preload_map_note(fd);
+	return p;
+}
+
+EXPORT void *mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap")));
