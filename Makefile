@@ -78,6 +78,8 @@ $(build)/%.o: %.c $(build)/.deps-ok
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules)) -MMD -MP -c -o $@ $<
 
+$(build)/agent/ctl-run.o: cflags += -DPMEM_AGENT_LIBDIR='"$(libdir)"'
+
 $(build)/libagent.a: $(objects)
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^

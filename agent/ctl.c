@@ -22,6 +22,7 @@ const struct ctl_verb ctl_verbs[] = {
 	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
 	  ctl_acknowledge },
 	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
+	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", 0, UINT32_MAX, ctl_run },
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
 
@@ -320,8 +321,8 @@ int ctl_main(int argc, char **argv)
 			return r < 0 ? 0 : r;
 	}
 	if (optind >= argc)
-		return usage_error("what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch",
-				   "");
+		return usage_error(
+		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, run", "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);
@@ -332,7 +333,8 @@ int ctl_main(int argc, char **argv)
 	if (n > verb->max_arguments)
 		return usage_error("too many arguments for ", verb->name);
 
-	r = ctl_connect(&c);
+	/* It goes on as another program. */
+	r = verb->run == ctl_run ? 0 : ctl_connect(&c);
 	if (r == 0)
 		r = verb->run(&c, argv + optind + 1, n);
 	sd_bus_flush_close_unref(c.bus);

@@ -128,4 +128,5 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n);
 int ctl_wait(struct ctl *c, char **arguments, unsigned int n);
 int ctl_stats(struct ctl *c, char **arguments, unsigned int n);
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n);
+int ctl_run(struct ctl *c, char **arguments, unsigned int n);
 int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n);

@@ -8,7 +8,7 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush wait stats acknowledge watch"
+	local verbs="list status flush wait stats acknowledge watch run"
 	local options="--json --quiet --help --version"
 	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
 	local stats_options="--openmetrics --output="
@@ -24,8 +24,18 @@ _pmemctl()
 		esac
 	done
 
+	# From its command on it is for that one.
+	for ((i++; i < COMP_CWORD; i++)); do
+		if [[ $verb == run && ${COMP_WORDS[i]} == -- && $(type -t _command_offset) == function ]]; then
+			_command_offset $((i + 1))
+			return
+		fi
+	done
+
 	COMPREPLY=()
-	if [[ ${COMP_WORDS[COMP_CWORD - 1]} == --timeout || ${COMP_WORDS[COMP_CWORD - 2]-} == --timeout ]]; then
+	if [[ $verb == run ]]; then
+		COMPREPLY=($(compgen -W "--" -- "$word"))
+	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --timeout || ${COMP_WORDS[COMP_CWORD - 2]-} == --timeout ]]; then
 		:
 	elif [[ $verb == stats && ( ${COMP_WORDS[COMP_CWORD - 1]} == --output || ${COMP_WORDS[COMP_CWORD - 2]-} == --output ) ]]; then
 		compopt -o filenames

@@ -15,7 +15,7 @@
 #include "agent/ctl.h"
 #include "selftest/session.h"
 
-static struct session session;
+__attribute__((unused)) static struct session session;
 static bool as_nobody;
 static char out[32768], err[4096];
 
