@@ -2,14 +2,14 @@
 /*
  * test-preload: libpmem-agent-preload, in processes of their own, with the real agent and an emulated region
  */
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <sys/time.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
-#include "selftest/preload-rows.h"
 #include "selftest/served.h"
 
 static struct served served;
@@ -54,10 +54,10 @@ struct program {
 	FILE *text;
 };
 
-/* This program again, with these arguments. */
-static _Noreturn void run_again(bool preloaded, const char *const *arguments)
+/* One that was built beside this one. */
+static _Noreturn void execute(bool preloaded, const char *const *arguments)
 {
-	char self[PATH_MAX] = "", library[PATH_MAX], fail[PATH_MAX], both[2 * PATH_MAX + 2];
+	char program[PATH_MAX], library[PATH_MAX], fail[PATH_MAX], both[2 * PATH_MAX + 2];
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	served_find("libpmem-agent-preload.so", library, sizeof(library));
@@ -68,8 +68,8 @@ static _Noreturn void run_again(bool preloaded, const char *const *arguments)
 	setenv("PMEM_AGENT_RUNTIME_DIR", served.session.directory, 1);
 	/* That of this program comes after ours. */
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
-	if (readlink("/proc/self/exe", self, sizeof(self) - 1) > 0)
-		execv(self, (char *const *)arguments);
+	served_find(arguments[0], program, sizeof(program));
+	execv(program, (char *const *)arguments);
 	_exit(127);
 }
 
@@ -83,7 +83,7 @@ static void start_program(struct program *p, bool preloaded, const char *const *
 	if (p->pid == 0) {
 		dup2(in[0], STDIN_FILENO);
 		dup2(out[1], STDOUT_FILENO);
-		run_again(preloaded, arguments);
+		execute(preloaded, arguments);
 	}
 	close(in[0]);
 	close(out[1]);
@@ -101,7 +101,7 @@ static void end_program(struct program *p)
 	assert_int_equal(status, 0);
 }
 
-#define ARGUMENTS(...) ((const char *const[]){ "test-preload", __VA_ARGS__, NULL })
+#define ARGUMENTS(...) ((const char *const[]){ __VA_ARGS__, NULL })
 
 /* The next line of what it prints. */
 static void assert_prints(struct program *p, const char *wanted)
@@ -123,7 +123,7 @@ static void go_on(struct program *p)
 static int do_words(const char *path, char **words)
 {
 	int fd = open(path, O_RDWR | O_CLOEXEC);
-	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), c;
+	char *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), c;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (; *words; words++) {
@@ -136,7 +136,7 @@ static int do_words(const char *path, char **words)
 		else if (strcmp(word, "fdatasync") == 0)
 			r = fdatasync(fd);
 		else if (strcmp(word, "msync") == 0)
-			r = msync(p, PAGE, MS_SYNC);
+			r = msync(p, 4096, MS_SYNC);
 		else if (strcmp(word, "close") == 0)
 			r = close(fd);
 		printf("%s %d %d\n", word, r, errno);
@@ -175,7 +175,7 @@ static char *print_table(bool preloaded, const char *path)
 	char *text = texts[next++ % 4];
 	struct program p;
 
-	start_program(&p, preloaded, ARGUMENTS("rows", path));
+	start_program(&p, preloaded, ARGUMENTS("load-rows", path));
 	text[fread(text, 1, sizeof(texts[0]) - 1, p.text)] = '\0';
 	end_program(&p);
 	return text;
@@ -187,7 +187,7 @@ static void assert_same_table(const char *bare, const char *preloaded)
 
 	for (const char *p = bare; *p; p = strchr(p, '\n') + 1)
 		n++;
-	assert_int_equal(n, ARRAY_SIZE(rows));
+	assert_in_range(n, 60, 1000);
 	if (strcmp(bare, preloaded) != 0)
 		print_error("without:\n%s\nwith:\n%s\n", bare, preloaded);
 	assert_string_equal(bare, preloaded);
@@ -213,7 +213,7 @@ static void test_file_of_region(void **state)
 
 /* ---- */
 
-#define WORDS(...) ARGUMENTS("words", served.session.emulated, __VA_ARGS__)
+#define WORDS(...) ARGUMENTS("test-preload", "words", served.session.emulated, __VA_ARGS__)
 
 static void test_each_call_is_a_flush(void **state)
 {
@@ -430,8 +430,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_worker),
 	};
 
-	if (argc > 2 && strcmp(argv[1], "rows") == 0)
-		return print_rows(argv[2]);
 	if (argc > 2 && strcmp(argv[1], "words") == 0)
 		return do_words(argv[2], argv + 3);
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -65,6 +65,15 @@ os.fsync(os.open('$dax', os.O_RDWR))"
 	check_output "is EIO" 'Errno 5'
 fi
 
+# ---- what the manual pages say ----
+
+/root/load-rows /mnt/d/file >"$work/bare" 2>&1
+before=$(requests file-data)
+$run /root/load-rows /mnt/d/file >"$work/ours" 2>&1
+check "each of $(wc -l <"$work/bare") cases ends as without" diff "$work/bare" "$work/ours"
+check "there are some" test "$(wc -l <"$work/bare")" -ge 60
+check "and were routed" test "$(requests file-data)" -gt $((before + 500))
+
 # ---- SQLite ----
 
 for mode in delete wal; do

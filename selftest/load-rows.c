@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * preload-rows: what the manual pages say of fsync, fdatasync, syncfs, msync and mmap, a row a case
+ * load-rows: what the manual pages say of fsync, fdatasync, syncfs, msync and mmap, a row a case
  *
- * Each prints what came of it. Printed by a process with the library and by one without it, it must be the same.
+ * Each prints what came of it, with a file. Printed by a process with libpmem-agent-preload and by one without it, it
+ * must be the same.
  */
-#pragma once
-
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -97,11 +96,12 @@ static int syncfs_negative(void)
 /* What the application gets next is what it would have got. */
 static int lowest_number(void)
 {
-	int fd;
+	int fd, next;
 
 	fsync(row_fd);
 	fd = dup(row_fd);
-	return row_close(fd, fd - row_fd);
+	next = dup(row_fd);
+	return row_close(fd, row_close(next, next - row_fd));
 }
 
 /* All but ours is closed, and the numbers are used again: nothing of what the library sends may get there. */
@@ -468,13 +468,19 @@ static const struct {
 	ROW(close_from),
 };
 
-static int print_rows(const char *path)
+int main(int argc, char **argv)
 {
-	row_path = path;
-	row_fd = open(path, O_RDWR | O_CLOEXEC);
+	if (argc != 2) {
+		fprintf(stderr, "usage: load-rows FILE, of %zu bytes at least\n", N_PAGES * PAGE);
+		return 2;
+	}
+	row_path = argv[1];
+	row_fd = open(row_path, O_RDWR | O_CLOEXEC);
 	row_map = mmap(NULL, N_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, row_fd, 0);
-	if (row_fd < 0 || row_map == MAP_FAILED)
+	if (row_fd < 0 || row_map == MAP_FAILED) {
+		perror(row_path);
 		return 1;
+	}
 	for (unsigned int i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		int r;
 
