@@ -10,7 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -58,10 +58,15 @@ static void *bare_mmap(void *address, size_t size, int protection, int flags, in
 
 #define REAL(name) (real.name ? real.name : bare_##name)
 
+/* The agent's own calls would wait for the agent; and where systemd listens for it, so would those of who starts it. */
+static bool is_off;
+
 __attribute__((constructor)) static void init(void)
 {
 	int saved = errno;
 
+	is_off = strcmp(program_invocation_short_name, "pmem-agent") == 0 ||
+		 (getpid() == 1 && strcmp(program_invocation_short_name, "systemd") == 0);
 	preload_device_init();
 	preload_agent_init();
 	real.mmap = dlsym(RTLD_NEXT, "mmap");
@@ -192,7 +197,7 @@ static int route(int fd, enum pmem_agent_scope scope, sync_call call)
 	struct preload_file file;
 	int saved = errno, cancel, error;
 
-	if (!preload_is_active())
+	if (is_off || !preload_is_active())
 		return call(fd);
 	preload_classify(fd, scope == PMEM_AGENT_SCOPE_FILESYSTEM, &file);
 	errno = saved;
@@ -299,7 +304,7 @@ EXPORT int msync(void *address, size_t size, int flags)
 	const uintptr_t start = (uintptr_t)address, page = (uintptr_t)sysconf(_SC_PAGESIZE);
 	int saved = errno, cancel, error, holes;
 
-	if ((flags & ~MS_INVALIDATE) != MS_SYNC || preload_map_is_empty())
+	if ((flags & ~MS_INVALIDATE) != MS_SYNC || is_off || preload_map_is_empty())
 		return REAL(msync)(address, size, flags);
 	/* Writes nothing, and says what is wrong with the range: but for holes it would be the end of the real one too.
 	 */

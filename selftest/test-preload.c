@@ -258,6 +258,27 @@ static void test_agent_restarted(void **state)
 	end_program(&p);
 }
 
+/* Its own flushes must not wait for itself. */
+static void test_agent_preloaded(void **state)
+{
+	char library[PATH_MAX];
+	struct program p;
+
+	served_find("libpmem-agent-preload.so", library, sizeof(library));
+	assert_int_equal(served_stop_agent(&served), 0);
+	setenv("LD_PRELOAD", library, 1);
+	setenv("PMEM_AGENT_RUNTIME_DIR", served.session.directory, 1);
+	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
+	assert_int_equal(served_start_agent(&served), 0);
+	unsetenv("LD_PRELOAD");
+	unsetenv("PMEM_AGENT_RUNTIME_DIR");
+	unsetenv("ASAN_OPTIONS");
+	start_program(&p, true, WORDS("fsync", "msync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "msync 0 0");
+	end_program(&p);
+}
+
 static void test_no_agent(void **state)
 {
 	struct program p;
@@ -423,6 +444,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_each_call_is_a_flush),
 		cmocka_unit_test(test_no_descriptor),
 		cmocka_unit_test(test_agent_restarted),
+		cmocka_unit_test(test_agent_preloaded),
 		cmocka_unit_test(test_no_agent),
 		cmocka_unit_test(test_real_call_fails),
 		cmocka_unit_test(test_agent_killed_in_mid_wait),
