@@ -18,6 +18,7 @@ is_there() {
 kill_agent() {
 	local pid
 	pid=$(systemctl show -P MainPID pmem-agent)
+	systemctl reset-failed pmem-agent # systemd starts nothing that has been started five times in ten seconds
 	kill -KILL "$pid"
 	wait_until 30 sh -c "p=\$(systemctl show -P MainPID pmem-agent); [ \$p != 0 ] && [ \$p != $pid ]"
 }

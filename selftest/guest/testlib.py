@@ -74,8 +74,14 @@ def agent_pid():
     return int(run("systemctl", "show", "-P", "MainPID", "pmem-agent").stdout)
 
 
+def forgive_restarts():
+    """systemd starts nothing that has been started five times in ten seconds."""
+    run("systemctl", "reset-failed", "pmem-agent")
+
+
 def kill(pid):
     """SIGKILL, and the page right after it; returns when it is dead, which takes a worker until its flush is over."""
+    forgive_restarts()
     fd = os.pidfd_open(pid)
     signal.pidfd_send_signal(fd, signal.SIGKILL)
     page = read_page()
@@ -96,6 +102,7 @@ def wait_for_next(instance):
 
 def restart():
     before = read_page().instance
+    forgive_restarts()
     if run("systemctl", "restart", "pmem-agent").returncode != 0:
         raise OSError("systemctl restart")
     wait_for_next(before)
