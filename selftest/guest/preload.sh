@@ -88,6 +88,7 @@ for mode in delete wal; do
 	$run $sqlite /mnt/d/restarted-$mode.db $mode 150 >"$work/rows" 2>&1 &
 	for at in 20 60 100; do
 		wait_until 60 sh -c "[ \$(wc -l <$work/rows) -ge $at ]"
+		systemctl reset-failed pmem-agent
 		check "$mode: the agent is restarted after $(wc -l <"$work/rows") transactions" systemctl restart pmem-agent
 	done
 	wait $!
