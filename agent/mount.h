@@ -28,8 +28,8 @@ struct target {
 	char source[256];      /* what it is for people: mount point (a longer one is cut) or kernel name */
 	char fstype[32];       /* "" for a device */
 	bool syncfs_is_enough; /* syncfs of this filesystem always sends a flush */
-	struct leaf leaves[MOUNT_MAX_LEAVES];
 	unsigned int n_leaves;
+	struct leaf leaves[MOUNT_MAX_LEAVES];
 };
 
 /* What the caller asked for. MOUNT_SCOPE_AUTO: a directory is its filesystem, a file is itself, a device is its region.

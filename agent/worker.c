@@ -14,7 +14,7 @@
 #include "child.h"
 #include "mount-cache.h"
 #include "region.h"
-#include "worker.h"
+#include "worker-message.h"
 
 struct worker {
 	pid_t pid;
@@ -254,6 +254,26 @@ static int make_call(enum flush_scope scope, const struct worker_node *region, i
 	return EINVAL;
 }
 
+static bool is_region(const struct worker_node *region, int fd)
+{
+	struct stat st;
+
+	if (region->attribute || fstat(fd, &st) < 0)
+		return false;
+	if (region->inode == 0)
+		return S_ISBLK(st.st_mode) && st.st_rdev == region->device;
+	return S_ISREG(st.st_mode) && st.st_dev == region->device && st.st_ino == region->inode;
+}
+
+/* A caller's descriptor of the region's node, so that none needs to be opened; -1: the first of the call is none. */
+static int find_region(const struct work *w, unsigned int call)
+{
+	for (unsigned int i = 0; i < w->round->n_descriptors; i++)
+		if (w->round->descriptors[i].call == call)
+			return is_region(&w->round->region, w->fds[i]) ? w->fds[i] : -1;
+	return -1;
+}
+
 static int open_region(const struct worker_node *region)
 {
 	return region->attribute ? open_attribute(region->path)
@@ -300,12 +320,10 @@ static void run_call(struct work *w, unsigned int call)
 		return;
 	}
 
-	if (c->scope == FLUSH_REGION)
-		fd = opened = open_region(&w->round->region);
-	else if (c->descriptor < 0)
-		fd = opened = open_node(target->source, target->device, 0);
-	else
-		fd = w->fds[c->descriptor];
+	fd = c->scope == FLUSH_REGION ? find_region(w, call) : c->descriptor < 0 ? -1 : w->fds[c->descriptor];
+	if (fd < 0)
+		fd = opened = c->scope == FLUSH_REGION ? open_region(&w->round->region)
+						       : open_node(target->source, target->device, 0);
 	if (fd < 0)
 		return refuse(w, call, fd, "opened");
 	if (c->then_region) {
@@ -379,8 +397,12 @@ static void check_again(struct work *w)
 
 static void make_round(struct work *w)
 {
-	w->result = (struct worker_result){ .round = w->round->round };
+	w->result.round = w->round->round;
+	w->result.n_calls = w->round->n_calls;
+	w->result.n_descriptors = w->round->n_descriptors;
 	flush_outcome_set(&w->result.outcome, PMEM_AGENT_UNKNOWN, 0);
+	for (unsigned int i = 0; i < w->round->n_calls; i++)
+		w->result.details[i][0] = '\0';
 	if (w->n_fds != w->round->n_descriptors)
 		return; /* the kernel has kept some back */
 	check_targets(w);
@@ -405,43 +427,6 @@ static bool sum_up(const struct flush_outcome_of *of, unsigned int n, int *ret_l
 	return durable;
 }
 
-/* What is passed on of a round. */
-static size_t round_size(const struct worker_round *round)
-{
-	return offsetof(struct worker_round, targets) + round->n_targets * sizeof(round->targets[0]);
-}
-
-union control {
-	struct cmsghdr header;
-	char buffer[CMSG_SPACE(WORKER_MAX_DESCRIPTORS * sizeof(int))];
-};
-
-/* 1, or 0 when the agent is gone. */
-static int receive(int sock, struct work *w)
-{
-	union control control;
-	struct iovec iov = { .iov_base = w->round, .iov_len = sizeof(*w->round) };
-	struct msghdr m = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
-	};
-	ssize_t n;
-
-	do
-		n = recvmsg(sock, &m, MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
-	if (n < (ssize_t)offsetof(struct worker_round, targets) || (size_t)n != round_size(w->round))
-		return 0;
-
-	w->n_fds = 0;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		w->n_fds = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(w->fds, CMSG_DATA(c), w->n_fds * sizeof(int));
-	}
-	return 1;
-}
-
 /*
  * The page is written before the first system call and again before anybody is told, so that whoever outlives this
  * process or its agent knows at least as much as they told.
@@ -454,7 +439,7 @@ static void work(int sock, void *userdata)
 	_cleanup_(mount_cache_freep) struct mount_cache *mounts = mount_cache_new();
 
 	w.mounts = mounts;
-	while (receive(sock, &w)) {
+	while (worker_receive_round(sock, &round, w.fds, &w.n_fds) == 0) {
 		const struct flush_outcome *o = &w.result.outcome;
 		bool durable;
 		int lost = 0;
@@ -475,7 +460,7 @@ static void work(int sock, void *userdata)
 
 		for (unsigned int i = 0; i < w.n_fds; i++)
 			safe_close(w.fds[i]);
-		send(sock, &w.result, sizeof(w.result), MSG_NOSIGNAL);
+		worker_send_result(sock, &w.result);
 	}
 }
 
@@ -530,33 +515,10 @@ pid_t worker_get_pid(const struct worker *w)
 
 int worker_begin(struct worker *w, const struct worker_round *round, const int *fds)
 {
-	size_t size = round->n_descriptors * sizeof(int);
-	union control control = {};
-	struct iovec iov = { .iov_base = (void *)round, .iov_len = round_size(round) };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (size > 0) {
-		m.msg_control = &control;
-		m.msg_controllen = CMSG_SPACE(size);
-		control.header = (struct cmsghdr){
-			.cmsg_level = SOL_SOCKET,
-			.cmsg_type = SCM_RIGHTS,
-			.cmsg_len = CMSG_LEN(size),
-		};
-		memcpy(CMSG_DATA(&control.header), fds, size);
-	}
-	return sendmsg(w->socket, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+	return worker_send_round(w->socket, round, fds);
 }
 
 int worker_collect(struct worker *w, struct worker_result *ret)
 {
-	struct worker_result result;
-	ssize_t n = recv(w->socket, &result, sizeof(result), MSG_DONTWAIT);
-
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return -EAGAIN;
-	if (n != sizeof(result))
-		return -EPIPE;
-	*ret = result;
-	return 0;
+	return worker_receive_result(w->socket, ret);
 }

@@ -50,11 +50,12 @@ struct worker_round {
 	unsigned int n_calls, n_descriptors, n_targets;
 	struct worker_call calls[WORKER_MAX_CALLS];
 	struct worker_descriptor descriptors[WORKER_MAX_DESCRIPTORS];
-	struct target targets[WORKER_MAX_CALLS]; /* last, since only those that there are travel */
+	struct target targets[WORKER_MAX_CALLS];
 };
 
 struct worker_result {
 	uint64_t round;
+	unsigned int n_calls, n_descriptors;
 	struct flush_outcome outcome; /* PMEM_AGENT_DURABLE: the host confirmed, and nothing speaks against it here */
 	char details[WORKER_MAX_CALLS][MOUNT_DETAIL_MAX]; /* why a call is not durable, "" if there is nothing to add */
 };
@@ -88,5 +89,6 @@ pid_t worker_get_pid(const struct worker *w);
  */
 int worker_begin(struct worker *w, const struct worker_round *round, const int *fds);
 
-/* 0 with a result; -EAGAIN: none yet; -EPIPE: the child has died, the page tells how far it came. */
+/* 0 with a result; -EAGAIN: none yet; -EPIPE: the child has died, `ret` means nothing, the page tells how far it came.
+ */
 int worker_collect(struct worker *w, struct worker_result *ret);

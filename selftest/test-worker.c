@@ -216,6 +216,30 @@ static void test_descriptor(void **state)
 	assert_true(page->worker.durable == 1);
 }
 
+/* Who asks by the region's own node lends it: nothing is opened then. Any other descriptor doesn't stand for it. */
+static void test_descriptor_of_the_region(void **state)
+{
+	struct worker_round round = round_on_node(1);
+	_cleanup_close_ int fd = open(target, O_RDONLY | O_CLOEXEC);
+	_cleanup_close_ int other = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct worker_result result;
+
+	strcpy(round.region.path, "/nonexistent");
+	add_descriptor(&round, 0, true);
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].answer, PMEM_AGENT_DURABLE);
+
+	round.round = 2;
+	result = make_round(&round, &other);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_UNKNOWN);
+	assert_int_equal(result.outcome.calls[0].error, ENOENT);
+
+	/* Not a file that merely lies on the device. */
+	round.round = 3;
+	round.region.inode = 0;
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].error, ENOENT);
+	assert_true(page->worker.durable == 1);
+}
+
 static void test_failed(void **state)
 {
 	struct worker_round round = round_on_attribute(2, FAILING);
@@ -438,6 +462,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_confirmed, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_replaced, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_descriptor, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_descriptor_of_the_region, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_failed, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_room, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_syncfs_then_flush, set_up, tear_down),
