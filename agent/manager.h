@@ -137,7 +137,8 @@ struct manager_query {
 	char detail[MOUNT_DETAIL_MAX];
 };
 
-/* `fd` is consumed. Nothing is flushed and nobody counts it; `caller` is whose descriptor it is. 0 or a negative errno. */
+/* `fd` is consumed. Nothing is flushed and nobody counts it; `caller` is whose descriptor it is. 0 or a negative errno.
+ */
 int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
 		     struct manager_query *ret);
 
@@ -159,3 +160,6 @@ int request_admit(struct request *r, const struct flush_caller *caller, char det
 
 /* The client left: `done` will not be called. */
 void request_cancel(struct request *r);
+
+/* Begins and answers at once what the loop would in its next turn: for a door that has taken in all there was. */
+void manager_run(struct manager *m);

@@ -206,6 +206,8 @@ static void end_worker(struct manager_region *mr)
 	end_round(mr, origin);
 }
 
+static int on_run(sd_event_source *source, void *userdata);
+
 static int on_worker(sd_event_source *source, int fd, uint32_t events, void *userdata)
 {
 	struct manager_region *mr = userdata;
@@ -215,7 +217,7 @@ static int on_worker(sd_event_source *source, int fd, uint32_t events, void *use
 		end_round(mr, FLUSH_ORIGIN_ROUND);
 	else if (r == -EPIPE)
 		end_worker(mr);
-	return 0;
+	return on_run(NULL, mr);
 }
 
 /* ---- a round begins ---- */
@@ -306,6 +308,7 @@ static int on_run(sd_event_source *source, void *userdata)
 	struct flush_action action;
 	struct flush_status status;
 
+	sd_event_source_set_enabled(mr->run_source, SD_EVENT_OFF);
 	while (flush_next(mr->flush, now(), &action)) {
 		switch (action.type) {
 		case FLUSH_ACT_START:
@@ -334,6 +337,15 @@ static int on_run(sd_event_source *source, void *userdata)
 		round_region_free(mr);
 	}
 	return 0;
+}
+
+void manager_run(struct manager *m)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (mr->run_source && sd_event_source_get_enabled(mr->run_source, NULL) > 0)
+			on_run(NULL, mr);
 }
 
 static int on_wakeup(sd_event_source *source, uint64_t usec, void *userdata)
