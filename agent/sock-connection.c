@@ -367,17 +367,51 @@ static unsigned int serve(struct connection *c, uint32_t events)
 	return 1 + cost;
 }
 
+static void wait_for_turn(struct connection *c, uint32_t events)
+{
+	if (!c->ready) {
+		if (TAILQ_EMPTY(&c->user->ready))
+			TAILQ_INSERT_TAIL(&c->sock->turns, c->user, turn);
+		TAILQ_INSERT_TAIL(&c->user->ready, c, turn);
+	}
+	c->ready |= events;
+}
+
+/* What it was ready for; 0: it has waited for no turn. */
+static uint32_t leave_turns(struct connection *c)
+{
+	struct sock_user *u = c->user;
+	uint32_t ready = c->ready;
+
+	if (!ready)
+		return 0;
+	c->ready = 0;
+	TAILQ_REMOVE(&u->ready, c, turn);
+	TAILQ_REMOVE(&c->sock->turns, u, turn);
+	if (!TAILQ_EMPTY(&u->ready))
+		TAILQ_INSERT_TAIL(&c->sock->turns, u, turn);
+	return ready;
+}
+
+/* Who has many connections is not heard more often than who has one. */
 void connections_serve(struct sock *s)
 {
 	struct epoll_event events[SOCK_READY_AT_ONCE];
 	unsigned int cost = 0;
+	struct sock_user *u;
 	int n;
 
 	do {
 		n = epoll_wait(s->ready, events, SOCK_READY_AT_ONCE, 0);
 		for (int i = 0; i < n; i++)
-			cost += serve(events[i].data.ptr, events[i].events);
-	} while (n > 0 && cost < SOCK_WORK_PER_DISPATCH);
+			wait_for_turn(events[i].data.ptr, events[i].events);
+		for (unsigned int look = cost; cost - look < SOCK_WORK_PER_LOOK && (u = TAILQ_FIRST(&s->turns));) {
+			struct connection *c = TAILQ_FIRST(&u->ready);
+
+			cost += serve(c, leave_turns(c));
+		}
+	} while (!TAILQ_EMPTY(&s->turns) && cost < SOCK_WORK_PER_DISPATCH);
+	manager_run(s->manager);
 }
 
 int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret)
@@ -418,6 +452,7 @@ struct connection *connection_free(struct connection *c)
 		drop_waiting(c);
 	while (!TAILQ_EMPTY(&c->replies))
 		drop_reply(c);
+	leave_turns(c);
 	epoll_ctl(s->ready, EPOLL_CTL_DEL, c->fd,
 		  NULL); /* closing is not enough: a child may have the descriptor too */
 	safe_close(c->fd);

@@ -15,22 +15,28 @@
 /* Requests of one connection that have no reply yet, or whose reply the peer hasn't taken: beyond, it isn't read. */
 #define SOCK_MAX_OUTSTANDING 64
 
-/* What the connections may have us do before other doors get their turn, and how many of them are looked at at once. */
+/*
+ * What the connections may have us do before other doors get their turn, and before we look again which of them are
+ * ready, so many at once: who has just come is not to wait for all who were there.
+ */
 #define SOCK_WORK_PER_DISPATCH 256
-#define SOCK_READY_AT_ONCE     64
+#define SOCK_WORK_PER_LOOK     64
+#define SOCK_READY_AT_ONCE     256
 
 struct sock_request;
+
+TAILQ_HEAD(connection_list, connection);
 
 /* One user's share. */
 struct sock_user {
 	uid_t uid;
 	unsigned int n_connections;
 	unsigned int n_requests; /* not answered */
-	TAILQ_ENTRY(sock_user) entry;
+	struct connection_list ready;
+	TAILQ_ENTRY(sock_user) entry, turn;
 };
 
 TAILQ_HEAD(sock_user_list, sock_user);
-TAILQ_HEAD(connection_list, connection);
 TAILQ_HEAD(sock_request_list, sock_request);
 
 struct connection {
@@ -38,12 +44,13 @@ struct connection {
 	struct sock_user *user;
 	int fd;
 	uint32_t events; /* that are waited for */
+	uint32_t ready;  /* that have come; 0: it waits for no turn */
 	struct sock_request_list waiting;
 	struct sock_request_list replies; /* the peer has no room for */
 	unsigned int n_outstanding;       /* on both lists */
 	bool ended;                       /* nothing more will come in */
 	bool left;                        /* nothing goes out: the peer is gone, or we want no more of it */
-	TAILQ_ENTRY(connection) entry;
+	TAILQ_ENTRY(connection) entry, turn;
 };
 
 struct sock {
@@ -58,6 +65,7 @@ struct sock {
 	unsigned int n_connections, n_requests;
 	struct connection_list connections;
 	struct sock_user_list users;
+	struct sock_user_list turns; /* those who have a connection that is ready */
 
 	struct {
 		void (*done)(void *userdata);
@@ -86,7 +94,7 @@ void sock_retry_later(struct sock *s);
 int connection_new(struct sock *s, int fd, struct sock_user *user, struct connection **ret);
 struct connection *connection_free(struct connection *c);
 
-/* Serves those of `s` that are ready, each in its turn. */
+/* Serves those of `s` that are ready: users take turns, and so do the connections of each. */
 void connections_serve(struct sock *s);
 
 /* Tells why, and ends it; what it sent is not looked at. */

@@ -33,6 +33,7 @@ static struct sock_user *user_get(struct sock *s, uid_t uid)
 	if (!u)
 		return NULL;
 	u->uid = uid;
+	TAILQ_INIT(&u->ready);
 	TAILQ_INSERT_TAIL(&s->users, u, entry);
 	return u;
 }
@@ -163,6 +164,8 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 		next = TAILQ_NEXT(c, entry);
 		connection_retry(c);
 	}
+	/* One whose end was told on its edge may still wait for its turn. */
+	connections_serve(s);
 	return 0;
 }
 
@@ -247,6 +250,7 @@ int sock_new(struct manager *m, const char *runtime_dir, struct sock **ret)
 	s->fd = s->ready = -1;
 	TAILQ_INIT(&s->connections);
 	TAILQ_INIT(&s->users);
+	TAILQ_INIT(&s->turns);
 	set_bounds(s);
 	s->ready = epoll_create1(EPOLL_CLOEXEC);
 	if (s->ready < 0)

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/epoll.h>
 
 #include <cmocka.h>
 
@@ -126,14 +127,10 @@ static void wait_for_idle_fds(unsigned int n)
 		;
 }
 
-static pid_t stop_worker(void)
+static void stop(pid_t pid)
 {
 	char path[64], text[256] = "";
-	pid_t pid;
 
-	flush_once();
-	pid = session_worker(&served.session);
-	assert_true(pid > 1);
 	kill(pid, SIGSTOP);
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
 	while (!strstr(text, ") T ")) {
@@ -141,6 +138,16 @@ static pid_t stop_worker(void)
 
 		assert_true(read(fd, text, sizeof(text) - 1) > 0);
 	}
+}
+
+static pid_t stop_worker(void)
+{
+	pid_t pid;
+
+	flush_once();
+	pid = session_worker(&served.session);
+	assert_true(pid > 1);
+	stop(pid);
 	return pid;
 }
 
@@ -709,6 +716,46 @@ static void test_quota_of_a_user(void **state)
 	close(pipes[1]);
 }
 
+#define CROWD 16
+
+/* Whoever has one connection that is ready waits for one of another user's, not for all of them. */
+static void test_users_take_turns(void **state)
+{
+	const struct pmem_agent_request garbage = { .version = 9 };
+	struct epoll_event events[CROWD + 1];
+	int fds[CROWD + 1], order = epoll_create1(EPOLL_CLOEXEC), n = 0;
+
+	if (geteuid() != 0) {
+		print_message("# another user needs root\n");
+		skip();
+	}
+	chmod(served.session.directory, 0711);
+	for (uint32_t i = 0; i <= CROWD; i++) {
+		assert_int_equal(seteuid(i < CROWD ? NOBODY : 0), 0);
+		fds[i] = connect_agent();
+		assert_int_equal(seteuid(0), 0);
+		assert_int_equal(raw_send(fds[i], &garbage, sizeof(garbage), -1, 0), 0);
+		expect(fds[i], 0, PMEM_AGENT_REFUSED, NULL);
+		events[0] = (struct epoll_event){ .events = EPOLLIN | EPOLLET, .data.u32 = i };
+		assert_int_equal(epoll_ctl(order, EPOLL_CTL_ADD, fds[i], &events[0]), 0);
+	}
+
+	stop(served.session.agent);
+	for (int i = 0; i <= CROWD; i++)
+		assert_int_equal(raw_send(fds[i], &garbage, sizeof(garbage), -1, 0), 0);
+	kill(served.session.agent, SIGCONT);
+	for (int i = 0; i <= CROWD; i++)
+		assert_int_equal(poll(&(struct pollfd){ .fd = fds[i], .events = POLLIN }, 1, 60000), 1);
+	/* In the order of their answers. */
+	assert_int_equal(epoll_wait(order, events, CROWD + 1, 0), CROWD + 1);
+	while (events[n].data.u32 != CROWD)
+		n++;
+	assert_true(n < 2);
+	for (int i = 0; i <= CROWD; i++)
+		close(fds[i]);
+	close(order);
+}
+
 static void set_agent_files(rlim_t n)
 {
 	struct rlimit limit = { n, N_FILES };
@@ -860,6 +907,7 @@ int main(void)
 		cmocka_unit_test(test_slow_reader_leaves),
 		cmocka_unit_test(test_connections_of_one_user),
 		cmocka_unit_test(test_quota_of_a_user),
+		cmocka_unit_test(test_users_take_turns),
 		cmocka_unit_test(test_no_descriptor_left_to_accept),
 		cmocka_unit_test(test_no_descriptor_left_for_a_request),
 		cmocka_unit_test(test_stop_answers_what_was_sent),
