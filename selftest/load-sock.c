@@ -24,9 +24,9 @@
 #include "lib/pmem-agent.h"
 
 #define MAX_CLIENTS 512
-/* Of a client that was refused, so that it doesn't fill the log; and so that refusing isn't all the agent gets to do. */
-#define REST_MSEC 20
-#define BUSY_MSEC 200
+/* Of a client that was refused, so that it doesn't fill the log; and so that refusing isn't all the agent gets to do.
+ */
+#define REST_MSEC 100
 
 static enum pmem_agent_scope scope;
 static volatile sig_atomic_t enough;
@@ -75,7 +75,7 @@ static void *client(void *userdata)
 		printf("%" PRIu64 " %" PRIu64 " %s %" PRIu64 "\n", begun, now_usec(CLOCK_REALTIME),
 		       r < 0 ? strerrorname_np(-r) : "durable", r < 0 ? 0 : result.regions[0].epoch);
 		if (r < 0)
-			poll(NULL, 0, r == -EBUSY ? BUSY_MSEC : REST_MSEC);
+			poll(NULL, 0, REST_MSEC);
 	}
 	pmem_agent_close(agent);
 	return NULL;

@@ -76,7 +76,7 @@ def lose(kind, n):
         served = load.wait_for("durable", 1)
         vm("fsync", "fail", str(n), "r0")
         thief.start()
-    return load, thief, served and load.wait_for("EIO")
+    return load, thief, served and load.wait_for("EIO", 1)
 
 
 def end_agent(end):
@@ -129,7 +129,7 @@ def one(kind, n, results):
     if told and end:
         end_agent(end)
         # One answer may be that the connection has ended.
-        told = load.wait_for("EIO", 3)
+        told = load.wait_for("EIO", 2)
     thief.end()
     durable = results.add(n, before, load.end())
     check(f"N = {n}: lost{', and after a ' + end if end else ''}; {durable} durable answers",
