@@ -67,7 +67,8 @@ check_output "none of it disturbs the next" '^answer 0 '
 
 check "all kinds of requests and garbage" user /root/stress-sock --clients 16 --seconds 5 --json /mnt/file
 sed 's/^/# /' "$work/out"
-user /root/stress-sock --clients 64 --seconds 20 --steady --log "/tmp/answers" --json /mnt/file >"$work/load" 2>&1 &
+setpriv --reuid=65534 --clear-groups \
+	/root/stress-sock --clients 64 --seconds 600 --steady --log "/tmp/answers" --json /mnt/file >"$work/load" 2>&1 &
 load=$!
 wait_until 20 test -s /tmp/answers
 for version in asan first asan first; do
@@ -77,6 +78,7 @@ for version in asan first asan first; do
 	check "it is what runs" cmp "/proc/$(systemctl show -P MainPID pmem-agent)/exe" /root/agent-$version
 	check "and serves them" wait_until 20 sh -c "[ \$(wc -l </tmp/answers) -gt $((lines + 128)) ]"
 done
+kill -INT $load
 wait $load
 report $? "none of them noticed" "$work/load"
 sed 's/^/# /' "$work/load"
