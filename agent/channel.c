@@ -5,10 +5,10 @@
 #include <sys/epoll.h>
 
 #include "channel.h"
+#include "line.h"
 
 #define READ_SIZE      4096
 #define READS_PER_TURN 16 /* then others have their turn: the host may send for ever */
-#define RESYNC         0xFF
 
 struct channel {
 	int fd;
@@ -18,12 +18,8 @@ struct channel {
 	void *userdata;
 	bool connected, gone;
 
-	char *line; /* CHANNEL_LINE_MAX + 1 bytes */
-	size_t line_size;
-	bool skipping; /* to the end of a line that was too long */
-
-	char *queue; /* CHANNEL_QUEUE_MAX bytes */
-	size_t queue_size;
+	struct line_reader reader;
+	struct line_queue queue;
 	bool refused; /* a line found no room since the queue was empty */
 };
 
@@ -32,19 +28,13 @@ bool channel_is_gone(const struct channel *c)
 	return c->gone;
 }
 
-static void reset_line(struct channel *c)
-{
-	c->line_size = 0;
-	c->skipping = false;
-}
-
 static void set_connected(struct channel *c, bool connected)
 {
 	if (c->connected == connected)
 		return;
 	c->connected = connected;
-	reset_line(c);
-	c->queue_size = 0;
+	line_reader_reset(&c->reader);
+	c->queue.size = 0;
 	c->refused = false;
 	if (connected)
 		c->callbacks->connected(c, c->userdata);
@@ -54,24 +44,14 @@ static void set_connected(struct channel *c, bool connected)
 
 /* ---- to the host ---- */
 
-/* The remainder waits for the next edge: the port wakes its pollers when the host has taken something. */
+/*
+ * The remainder waits for the next edge: the port wakes its pollers when the host has taken something. An error is
+ * found by reading too.
+ */
 static void write_queue(struct channel *c)
 {
-	size_t written = 0;
-
-	while (written < c->queue_size) {
-		ssize_t n = write(c->fd, c->queue + written, c->queue_size - written);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			break;
-		written += (size_t)n;
-	}
-	c->queue_size -= written;
-	memmove(c->queue, c->queue + written, c->queue_size);
-
-	if (c->queue_size == 0 && c->refused) {
+	line_queue_write(&c->queue, c->fd);
+	if (c->queue.size == 0 && c->refused) {
 		c->refused = false;
 		c->callbacks->drained(c, c->userdata);
 	}
@@ -79,50 +59,33 @@ static void write_queue(struct channel *c)
 
 int channel_send(struct channel *c, const char *line)
 {
-	size_t size = strlen(line);
-
 	if (!c->connected)
 		return -ENOTCONN;
-	if (c->refused || size + 1 > CHANNEL_QUEUE_MAX - c->queue_size) {
+	if (c->refused || line_queue_add(&c->queue, line) < 0) {
 		c->refused = true;
 		return -ENOBUFS;
 	}
-	memcpy(c->queue + c->queue_size, line, size);
-	c->queue[c->queue_size + size] = '\n';
-	c->queue_size += size + 1;
 	write_queue(c);
 	return 0;
 }
 
 /* ---- from the host ---- */
 
-static void end_line(struct channel *c)
-{
-	bool whole = !c->skipping;
-	size_t size = c->line_size;
-
-	reset_line(c);
-	if (!whole || size == 0)
-		return;
-	c->line[size] = '\0';
-	c->callbacks->line(c, c->line, size, c->userdata);
-}
-
 static void take(struct channel *c, const char *data, size_t size)
 {
 	for (size_t i = 0; i < size; i++) {
-		unsigned char byte = (unsigned char)data[i];
-
-		if (byte == RESYNC) {
-			reset_line(c);
+		switch (line_reader_add(&c->reader, (unsigned char)data[i])) {
+		case LINE_NONE:
+			break;
+		case LINE_WHOLE:
+			c->callbacks->line(c, c->reader.text, c->reader.length, c->userdata);
+			break;
+		case LINE_RESET:
 			c->callbacks->reset(c, c->userdata);
-		} else if (byte == '\n') {
-			end_line(c);
-		} else if (c->line_size < CHANNEL_LINE_MAX) {
-			c->line[c->line_size++] = (char)byte;
-		} else if (!c->skipping) {
-			c->skipping = true;
+			break;
+		case LINE_OVERLONG:
 			c->callbacks->overlong(c, c->userdata);
+			break;
 		}
 	}
 }
@@ -189,9 +152,7 @@ int channel_open(sd_event *event, const char *path, const struct channel_callbac
 	c->fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
 	if (c->fd < 0)
 		return -errno;
-	c->line = malloc(CHANNEL_LINE_MAX + 1);
-	c->queue = malloc(CHANNEL_QUEUE_MAX);
-	if (!c->line || !c->queue)
+	if (line_reader_init(&c->reader, CHANNEL_LINE_MAX) < 0 || line_queue_init(&c->queue, CHANNEL_QUEUE_MAX) < 0)
 		return -ENOMEM;
 
 	r = sd_event_add_io(event, &c->io_source, c->fd, EPOLLIN | EPOLLOUT | EPOLLET, on_io, c);
@@ -215,8 +176,8 @@ struct channel *channel_free(struct channel *c)
 	sd_event_source_disable_unref(c->io_source);
 	sd_event_source_disable_unref(c->more_source);
 	safe_close(c->fd);
-	free(c->line);
-	free(c->queue);
+	line_reader_clear(&c->reader);
+	line_queue_clear(&c->queue);
 	free(c);
 	return NULL;
 }
