@@ -217,7 +217,7 @@ static const sd_bus_vtable manager_vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_PROPERTY("Version", "s", get_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
 	SD_BUS_PROPERTY("BootId", "s", get_boot_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-	SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+	SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
 	SD_BUS_PROPERTY("StateProblem", "s", get_state_problem, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
@@ -240,9 +240,9 @@ int bus_add_manager(struct bus *b)
 	return r < 0 ? r : sd_bus_add_object_vtable(b->bus, NULL, BUS_PATH, BUS_INTERFACE_MANAGER, manager_vtable, b);
 }
 
-void bus_manager_tell_state(struct bus *b)
+void bus_manager_tell(struct bus *b, const char *property)
 {
-	sd_bus_emit_properties_changed(b->bus, BUS_PATH, BUS_INTERFACE_MANAGER, "StateProblem", NULL);
+	sd_bus_emit_properties_changed(b->bus, BUS_PATH, BUS_INTERFACE_MANAGER, property, NULL);
 }
 
 /* ---- io.pmem.Agent1.Region ---- */
@@ -265,6 +265,7 @@ static int get_string(sd_bus *bus, const char *path, const char *interface, cons
 		{ "Kind", region_kind_to_string(region->kind) },
 		{ "Method", region_method_to_string(region->method) },
 		{ "Identity", region->identity },
+		{ "Attestation", region_attestation_to_string(region->attestation) },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++)
@@ -450,6 +451,7 @@ static const sd_bus_vtable region_vtable[] = {
 	SD_BUS_PROPERTY("Asynchronous", "b", get_asynchronous, 0, CHANGES),
 	SD_BUS_PROPERTY("Method", "s", get_string, 0, CHANGES),
 	SD_BUS_PROPERTY("Evidence", "as", get_evidence, 0, CHANGES),
+	SD_BUS_PROPERTY("Attestation", "s", get_string, 0, CHANGES),
 	SD_BUS_PROPERTY("Resource", "t", get_extent, 0, CHANGES),
 	SD_BUS_PROPERTY("Size", "t", get_extent, 0, CHANGES),
 	SD_BUS_PROPERTY("Namespaces", "a(ssss)", get_namespaces, 0, CHANGES),
@@ -526,7 +528,7 @@ struct bus_region *bus_region_free(struct bus_region *br)
 void bus_region_tell_scan(struct bus_region *br)
 {
 	sd_bus_emit_properties_changed(br->bus->bus, br->path, BUS_INTERFACE_REGION, "Kind", "Asynchronous", "Method",
-				       "Evidence", "Resource", "Size", "Namespaces", "Identity", NULL);
+				       "Evidence", "Attestation", "Resource", "Size", "Namespaces", "Identity", NULL);
 }
 
 void bus_region_tell_status(struct bus_region *br)

@@ -119,7 +119,7 @@ void bus_keep_copy(struct bus *b, int fd);
 /* ---- bus-object.c ---- */
 
 int bus_add_manager(struct bus *b);
-void bus_manager_tell_state(struct bus *b);
+void bus_manager_tell(struct bus *b, const char *property);
 int bus_add_region(struct bus *b, struct manager_region *mr);
 struct bus_region *bus_region_free(struct bus_region *br);
 void bus_region_tell_scan(struct bus_region *br);

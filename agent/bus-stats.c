@@ -103,5 +103,7 @@ int bus_append_statistics(sd_bus_message *reply, const struct manager_region *mr
 		r = append_histogram(reply, "RequestUSec", &s.request_usec);
 	if (r >= 0)
 		r = append_histogram(reply, "RoundUSec", &s.round_usec);
+	if (r >= 0)
+		r = append_histogram(reply, "HostUSec", &s.host_usec);
 	return r < 0 ? r : sd_bus_message_close_container(reply);
 }

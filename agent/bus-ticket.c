@@ -174,9 +174,15 @@ static void answer_kept(struct bus_call *call, struct bus_ticket *t)
 		snprintf(result->detail, sizeof(result->detail),
 			 "a flush of the same region has just failed, and is not counted yet");
 	}
+	if (result->answer == PMEM_AGENT_DURABLE &&
+	    !sd_id128_equal(result->instance, manager_get_instance(t->bus->manager))) {
+		result->answer = PMEM_AGENT_UNKNOWN;
+		snprintf(result->detail, sizeof(result->detail),
+			 "the connection to the host has been made anew since the flush was confirmed");
+	}
 	/* Who watched then may have given up since. */
-	if (result->answer == PMEM_AGENT_DURABLE && strcmp(manager_get_basis(t->bus->manager), "own-flush") == 0)
-		result->basis = "own-flush";
+	if (result->answer == PMEM_AGENT_DURABLE && strcmp(result->basis, "watched") == 0)
+		result->basis = manager_get_basis(t->bus->manager);
 	bus_call_answer(call, result);
 	bus_ticket_free(t);
 }

@@ -216,8 +216,8 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 {
 	struct bus_region *br;
 
-	if (event == MANAGER_STATE) {
-		bus_manager_tell_state(userdata);
+	if (event == MANAGER_STATE || event == MANAGER_INSTANCE) {
+		bus_manager_tell(userdata, event == MANAGER_STATE ? "StateProblem" : "Instance");
 		return;
 	}
 	bus_tickets_notice(userdata, event, mr);
@@ -250,6 +250,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 		break;
 	case MANAGER_REGION_ADDED:
 	case MANAGER_STATE:
+	case MANAGER_INSTANCE:
 		break;
 	}
 }

@@ -27,7 +27,8 @@ struct channel_callbacks {
 	void (*drained)(struct channel *c, void *userdata);  /* the queue has been full and is empty again */
 };
 
-/* `path`: the device node of the port. 0; -ENOENT: no such port; -EBUSY: another process has it; … */
+/* `path`: the device node of the port, or a socket to connect to, and to come back to. 0; -ENOENT: no such port;
+ * -EBUSY: another process has it; … */
 int channel_open(sd_event *event, const char *path, const struct channel_callbacks *callbacks, void *userdata,
 		 struct channel **ret);
 struct channel *channel_free(struct channel *c);

@@ -18,9 +18,11 @@
 static bool set_time(void *field, const char *value);
 static bool set_depth(void *field, const char *value);
 static bool set_path(void *field, const char *value);
+static bool set_confirm(void *field, const char *value);
 
-#define EXPECTS_TIME "a time from 100ms to 1h, such as 5, 500ms or 1min"
-#define EXPECTS_PATH "an absolute path"
+#define EXPECTS_TIME    "a time from 100ms to 1h, such as 5, 500ms or 1min"
+#define EXPECTS_PATH    "an absolute path"
+#define EXPECTS_CONFIRM "no or host"
 
 const struct conf_key conf_keys[] = {
 	{ "Agent", "StallSec", "5", EXPECTS_TIME, set_time, offsetof(struct conf, stall_usec) },
@@ -28,7 +30,9 @@ const struct conf_key conf_keys[] = {
 	{ "Agent", "QueueDepth", "1024", "a number from 1 to 16384", set_depth, offsetof(struct conf, queue_depth) },
 	{ "Agent", "HostPort", "/dev/virtio-ports/io.pmem.agent.0", EXPECTS_PATH, set_path,
 	  offsetof(struct conf, host_port) },
+	{ "Agent", "Confirm", "no", EXPECTS_CONFIRM, set_confirm, offsetof(struct conf, confirm) },
 	{ "Region", "Emulate", "", EXPECTS_PATH, set_path, offsetof(struct conf_region, emulate) },
+	{ "Region", "Confirm", "", EXPECTS_CONFIRM, set_confirm, offsetof(struct conf_region, confirm) },
 };
 const unsigned int conf_n_keys = ARRAY_SIZE(conf_keys);
 
@@ -113,6 +117,23 @@ static bool set_path(void *field, const char *value)
 	return true;
 }
 
+static bool set_confirm(void *field, const char *value)
+{
+	enum conf_confirm *confirm = field;
+
+	static const char *const values[] = {
+		[CONF_CONFIRM_UNSET] = "", [CONF_CONFIRM_NO] = "no", [CONF_CONFIRM_HOST] = "host"
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(values); i++) {
+		if (strcmp(value, values[i]) == 0) {
+			*confirm = i;
+			return true;
+		}
+	}
+	return false;
+}
+
 static void _printf_(3, 4) problem(struct reader *r, unsigned int line, const char *format, ...)
 {
 	struct conf *c = r->conf;
@@ -151,12 +172,13 @@ static bool is_kernel_region_name(const char *name)
 	return strncmp(name, "region", 6) == 0 && name[6] && !name[6 + strspn(name + 6, "0123456789")];
 }
 
-/* The region begun last is of no use without a file. */
+/* The region begun last is of no use without a file, unless it is one of the kernel's. */
 static void end_region(struct reader *r)
 {
 	struct conf *c = r->conf;
 
-	if (r->section == SECTION_REGION && !c->regions[c->n_regions - 1].emulate[0]) {
+	if (r->section == SECTION_REGION && !c->regions[c->n_regions - 1].emulate[0] &&
+	    !is_kernel_region_name(c->regions[c->n_regions - 1].name)) {
 		struct conf_region *region = &c->regions[--c->n_regions];
 
 		problem(r, region->line, "[Region %s] has no valid Emulate=, so there is no such region", region->name);
@@ -170,11 +192,6 @@ static enum section begin_region(struct reader *r, const char *name)
 
 	if (!is_region_name(name)) {
 		problem(r, r->line, "'%s' can't be the name of a region: 1 to 63 of A-Z a-z 0-9 _ . -", name);
-		return SECTION_IGNORED;
-	}
-	if (is_kernel_region_name(name)) {
-		problem(r, r->line, "'%s' can't be the name of an emulated region: the kernel names its own like that",
-			name);
 		return SECTION_IGNORED;
 	}
 	for (unsigned int i = 0; i < c->n_regions; i++) {
@@ -263,6 +280,12 @@ static void set_key(struct reader *r, const char *key, const char *value)
 		if (!k->set(base + k->offset, value))
 			problem(r, r->line, "%s=%s is not %s%s%s", key, value, k->expects,
 				k->default_text[0] ? "; the default stands: " : "", k->default_text);
+		if (region && region->emulate[0] && is_kernel_region_name(region->name)) {
+			problem(r, r->line,
+				"'%s' can't be the name of an emulated region: the kernel names its own like that",
+				region->name);
+			region->emulate[0] = '\0';
+		}
 		same = region ? find_same_file(c, region) : NULL;
 		if (same && region->emulate[0]) {
 			problem(r, r->line, "%s is [Region %s] already", region->emulate, same->name);
@@ -382,6 +405,16 @@ int conf_load(const char *path, struct conf **ret)
 	*ret = c;
 	c = NULL;
 	return 0;
+}
+
+bool conf_wants_confirm(const struct conf *c, const char *region)
+{
+	enum conf_confirm confirm = c->confirm;
+
+	for (unsigned int i = 0; i < c->n_regions; i++)
+		if (strcmp(c->regions[i].name, region) == 0 && c->regions[i].confirm != CONF_CONFIRM_UNSET)
+			confirm = c->regions[i].confirm;
+	return confirm == CONF_CONFIRM_HOST;
 }
 
 struct conf *conf_free(struct conf *c)

@@ -14,10 +14,18 @@
 #define CONF_MAX_REGIONS  64
 #define CONF_MAX_PROBLEMS 32
 
+enum conf_confirm {
+	CONF_CONFIRM_UNSET, /* of a region: as in [Agent] */
+	CONF_CONFIRM_NO,
+	CONF_CONFIRM_HOST,
+};
+
+/* Of the kernel's regions ("region0") there is one only if something is set for it. */
 struct conf_region {
 	char name[REGION_NAME_MAX];
-	char emulate[256]; /* absolute path */
-	unsigned int line; /* of its section */
+	char emulate[256];         /* absolute path; "": one of the kernel's */
+	enum conf_confirm confirm; /* Confirm= */
+	unsigned int line;         /* of its section */
 };
 
 /* Something in the file that was not taken; the default stands in its place. */
@@ -27,10 +35,11 @@ struct conf_problem {
 };
 
 struct conf {
-	uint64_t stall_usec;      /* StallSec= */
-	uint64_t stop_usec;       /* StopFlushSec=: how long the last flush may take when stopping */
-	unsigned int queue_depth; /* QueueDepth=: requests that may wait for one region */
-	char host_port[256];      /* HostPort=: the device node of the host channel */
+	uint64_t stall_usec;       /* StallSec= */
+	uint64_t stop_usec;        /* StopFlushSec=: how long the last flush may take when stopping */
+	unsigned int queue_depth;  /* QueueDepth=: requests that may wait for one region */
+	char host_port[256];       /* HostPort=: the device node of the host channel, or a socket to connect to */
+	enum conf_confirm confirm; /* Confirm=: whether the host is to confirm flushes */
 	struct conf_region regions[CONF_MAX_REGIONS];
 	unsigned int n_regions;
 	struct conf_problem problems[CONF_MAX_PROBLEMS];
@@ -54,4 +63,7 @@ extern const unsigned int conf_n_keys;
  */
 int conf_load(const char *path, struct conf **ret);
 struct conf *conf_free(struct conf *c);
+
+/* Whether the host is to confirm the flushes of this region. */
+bool conf_wants_confirm(const struct conf *c, const char *region);
 DEFINE_CLEANUP(struct conf *, conf_free)

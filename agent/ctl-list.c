@@ -18,6 +18,7 @@ enum column {
 	COLUMN_KIND,
 	COLUMN_ASYNCHRONOUS,
 	COLUMN_METHOD,
+	COLUMN_ATTESTATION,
 	COLUMN_SIZE,
 	COLUMN_RESOURCE,
 	COLUMN_DEVICES,
@@ -49,6 +50,7 @@ static const struct ctl_column columns[] = {
 	[COLUMN_KIND] = { "KIND", CTL_STRING, VIEW_LIST },
 	[COLUMN_ASYNCHRONOUS] = { "ASYNCHRONOUS", CTL_BOOLEAN, VIEW_LIST },
 	[COLUMN_METHOD] = { "METHOD", CTL_STRING, VIEW_LIST },
+	[COLUMN_ATTESTATION] = { "ATTESTATION", CTL_STRING, VIEW_LIST },
 	[COLUMN_SIZE] = { "SIZE", CTL_NUMBER, VIEW_LIST },
 	[COLUMN_RESOURCE] = { "RESOURCE", CTL_NUMBER, 0 },
 	[COLUMN_DEVICES] = { "DEVICES", CTL_STRINGS, VIEW_LIST },
@@ -105,6 +107,7 @@ static void fill_cells(const struct ctl_region *r, bool json, char **cells)
 	cells[COLUMN_KIND] = copy(r->kind);
 	cells[COLUMN_ASYNCHRONOUS] = copy(r->asynchronous ? "yes" : "no");
 	cells[COLUMN_METHOD] = copy(r->method);
+	cells[COLUMN_ATTESTATION] = copy(r->attestation);
 	cells[COLUMN_SIZE] = format_size(r->size, json);
 	cells[COLUMN_RESOURCE] = r->resource == UINT64_MAX ? NULL : format_number(r->resource);
 	cells[COLUMN_DEVICES] = copy(r->devices);

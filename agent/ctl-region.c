@@ -21,6 +21,7 @@ static const struct property {
 	{ "Asynchronous", "b", offsetof(struct ctl_region, asynchronous) },
 	{ "Method", "s", offsetof(struct ctl_region, method) },
 	{ "Evidence", "as", offsetof(struct ctl_region, evidence) },
+	{ "Attestation", "s", offsetof(struct ctl_region, attestation) },
 	{ "Resource", "t", offsetof(struct ctl_region, resource) },
 	{ "Size", "t", offsetof(struct ctl_region, size) },
 	{ "Namespaces", "a(ssss)", 0 },
@@ -136,9 +137,9 @@ int ctl_region_read(struct ctl_region *region, sd_bus_message *m)
 
 void ctl_region_clear(struct ctl_region *region)
 {
-	char *texts[] = { region->path,       region->name,     region->bus,    region->provider,    region->kind,
-			  region->method,     region->identity, region->state,  region->loss_origin, region->evidence,
-			  region->namespaces, region->modes,    region->devices };
+	char *texts[] = { region->path,       region->name,     region->bus,     region->provider,    region->kind,
+			  region->method,     region->identity, region->state,   region->loss_origin, region->evidence,
+			  region->namespaces, region->modes,    region->devices, region->attestation };
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(texts); i++)
 		free(texts[i]);

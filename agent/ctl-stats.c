@@ -33,6 +33,8 @@ const struct ctl_metric_row ctl_metrics[CTL_N_METRICS] = {
 			       "From the arrival of a request to its answer." },
 	[CTL_ROUND_TIME] = { "RoundUSec", "round_duration_seconds", CTL_HISTOGRAM, NULL, true,
 			     "From the begin of a round to its end." },
+	[CTL_HOST_TIME] = { "HostUSec", "host_duration_seconds", CTL_HISTOGRAM, NULL, true,
+			    "From asking the host to flush or confirm to its answer, within a round." },
 	[CTL_WAITING] = { NULL, "requests_waiting", CTL_GAUGE, NULL, false, "Requests that wait for their answer." },
 	[CTL_IS_LOST] = { NULL, "region_lost", CTL_GAUGE, NULL, false, "1 while a loss is not acknowledged." },
 	[CTL_IS_STALLED] = { NULL, "region_stalled", CTL_GAUGE, NULL, false, "1 while the host does not answer." },
@@ -284,6 +286,7 @@ enum json_column {
 	JSON_METRICS,
 	JSON_REQUEST_USEC_SUM = JSON_METRICS + CTL_N_METRICS,
 	JSON_ROUND_USEC_SUM,
+	JSON_HOST_USEC_SUM,
 	JSON_CALLS_PER_REQUEST,
 	N_JSON_COLUMNS,
 };
@@ -304,11 +307,13 @@ static const struct ctl_column json_columns[] = {
 	METRIC(CTL_STALLED, "STALLED_USEC", CTL_NUMBER),
 	METRIC(CTL_REQUEST_TIME, "REQUEST_USEC", CTL_NUMBERS),
 	METRIC(CTL_ROUND_TIME, "ROUND_USEC", CTL_NUMBERS),
+	METRIC(CTL_HOST_TIME, "HOST_USEC", CTL_NUMBERS),
 	METRIC(CTL_WAITING, "WAITING", CTL_NUMBER),
 	METRIC(CTL_IS_LOST, "LOST", CTL_BOOLEAN),
 	METRIC(CTL_IS_STALLED, "STALLED", CTL_BOOLEAN),
 	[JSON_REQUEST_USEC_SUM] = { "REQUEST_USEC_SUM", CTL_NUMBER, 0 },
 	[JSON_ROUND_USEC_SUM] = { "ROUND_USEC_SUM", CTL_NUMBER, 0 },
+	[JSON_HOST_USEC_SUM] = { "HOST_USEC_SUM", CTL_NUMBER, 0 },
 	[JSON_CALLS_PER_REQUEST] = { "CALLS_PER_REQUEST", CTL_DECIMAL, 0 },
 };
 _Static_assert(ARRAY_SIZE(json_columns) == N_JSON_COLUMNS, "a row for every column");
@@ -322,6 +327,7 @@ static void fill_json(const struct ctl_stats *s, char **row)
 					    : format_points(s, m);
 	row[JSON_REQUEST_USEC_SUM] = format_number(s->of[CTL_REQUEST_TIME].sum_usec);
 	row[JSON_ROUND_USEC_SUM] = format_number(s->of[CTL_ROUND_TIME].sum_usec);
+	row[JSON_HOST_USEC_SUM] = format_number(s->of[CTL_HOST_TIME].sum_usec);
 	row[JSON_CALLS_PER_REQUEST] = format_share(s);
 }
 

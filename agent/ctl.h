@@ -91,7 +91,7 @@ char *ctl_format_time(uint64_t usec);
 /* ---- regions, as D-Bus tells them ---- */
 
 struct ctl_region {
-	char *path, *name, *bus, *provider, *kind, *method, *identity, *state, *loss_origin;
+	char *path, *name, *bus, *provider, *kind, *method, *identity, *state, *loss_origin, *attestation;
 	char *evidence, *namespaces, *modes, *devices; /* one a line */
 	int asynchronous, loss_earlier_boot;
 	uint64_t resource, size, epoch, durable_usec, flushing_since_usec, loss, loss_usec, loss_round, loss_epoch,

@@ -479,6 +479,11 @@ void flush_recalled(struct flush *f)
 	f->withheld = f->doubted = false;
 }
 
+void flush_void(struct flush *f)
+{
+	f->epoch_usec = 0;
+}
+
 bool flush_stall(struct flush *f)
 {
 	if (f->state != FLUSH_IN_FLIGHT)
@@ -528,7 +533,7 @@ const char *flush_origin_to_string(enum flush_origin origin)
 		[FLUSH_ORIGIN_NONE] = "none",       [FLUSH_ORIGIN_ROUND] = "round",
 		[FLUSH_ORIGIN_WITNESS] = "witness", [FLUSH_ORIGIN_OVERRUN] = "overrun",
 		[FLUSH_ORIGIN_WORKER] = "worker",   [FLUSH_ORIGIN_PEER] = "peer",
-		[FLUSH_ORIGIN_RECORD] = "record",
+		[FLUSH_ORIGIN_RECORD] = "record",   [FLUSH_ORIGIN_HOST] = "host",
 	};
 
 	return (unsigned int)origin < N_FLUSH_ORIGINS ? names[origin] : "unknown";

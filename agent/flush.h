@@ -83,6 +83,7 @@ enum flush_origin {
 	FLUSH_ORIGIN_WORKER,  /* the worker died with a round in flight */
 	FLUSH_ORIGIN_PEER,    /* another region of the same target failed */
 	FLUSH_ORIGIN_RECORD,  /* it is on record, but of which region can't be told, or the record is damaged */
+	FLUSH_ORIGIN_HOST,    /* the host's own flush of what is behind the region failed */
 	N_FLUSH_ORIGINS,
 };
 
@@ -234,6 +235,9 @@ void flush_restore_loss(struct flush *f, const struct flush_loss *loss, uint64_t
 void flush_withhold(struct flush *f);
 void flush_doubt(struct flush *f);
 void flush_recalled(struct flush *f);
+
+/* What was confirmed says nothing of the memory any more: the guest may have been restored. Epochs are numbered on. */
+void flush_void(struct flush *f);
 
 /* The round in flight takes longer than the stall time. False if there is none or this was known. */
 bool flush_stall(struct flush *f);

@@ -152,6 +152,16 @@ void host_durables_tell(struct host_durables *all, const struct manager_region *
 	set_timer(all);
 }
 
+void host_durables_drop(struct host_durables *all)
+{
+	struct entry *e;
+
+	TAILQ_FOREACH (e, &all->entries, entry)
+		for (unsigned int i = 0; i < N_KINDS; i++)
+			e->waiting[i].epoch = 0;
+	set_timer(all);
+}
+
 void host_durables_remove(struct host_durables *all, const struct manager_region *mr)
 {
 	struct entry *e = find(all, mr);

@@ -33,5 +33,8 @@ void host_durables_add(struct host_durables *all, struct manager_region *mr);
 /* Whatever of the region has not been told is told now; NULL: of every region. */
 void host_durables_tell(struct host_durables *all, const struct manager_region *mr);
 
+/* What has not been told won't be. */
+void host_durables_drop(struct host_durables *all);
+
 /* The region goes. */
 void host_durables_remove(struct host_durables *all, const struct manager_region *mr);

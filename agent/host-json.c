@@ -52,10 +52,14 @@ struct json_object *json_describe_region(const struct manager_region *mr)
 	for (unsigned int i = 0; i < region->n_evidence; i++)
 		json_object_array_add(evidence, json_object_new_string(region->evidence[i]));
 	json_object_object_add(o, "evidence", evidence);
+	json_add_string(o, "attestation", region_attestation_to_string(region->attestation));
+	json_object_object_add(o, "served", json_object_new_boolean(manager_region_is_served(mr)));
+	json_object_object_add(o, "confirm", json_object_new_boolean(manager_region_wants_confirm(mr)));
 	json_add_string(o, "state", region_can_flush(region) ? flush_status_to_string(&status) : "none");
 	json_add_u64(o, "epoch", status.epoch);
 	json_add_u64(o, "durable-usec", status.epoch_usec);
 	json_add_u64(o, "flushing-since-usec", status.in_flight_usec);
+	json_add_u64(o, "acknowledged", status.acknowledged);
 	json_add_loss(o, &status.loss);
 	return o;
 }

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * manager-private: what the six files of the owner's floor share
+ * manager-private: what the files of the owner's floor share
  *
  *   manager.c    which regions there are, and who is told
  *   round.c      the rounds of one region: its worker, its page, its losses
  *   round-set.c  from the plan of a round to what its worker is told
+ *   round-host.c what of a round only the host can do
+ *   attest.c     what the host says of the regions, and new instances
  *   loss.c       what is remembered of losses, beyond the agent and beyond the boot
  *   watch.c      the losses that only the witness saw
  *   request.c    from a door's call to its answer
@@ -21,6 +23,20 @@
 #include "witness.h"
 #include "worker.h"
 
+/* Of a round that the host has a part in. */
+struct round_host {
+	sd_id128_t instance;        /* when what it rests on was begun */
+	uint64_t remade_usec;       /* for the first time, CLOCK_MONOTONIC; 0: never */
+	bool is_remaking;           /* the worker makes a flush again for another instance */
+	bool is_over_time;          /* noticed meanwhile */
+	struct worker_result first; /* before that */
+	bool waits;                 /* the worker has no part in it any more, the host's answer decides */
+	bool is_refused;            /* the region, since the round began */
+	uint64_t number;            /* that the host was asked by; 0: it has not been, or is not there any more */
+	uint64_t asked_usec;        /* since when there is something to ask, CLOCK_MONOTONIC; 0: there was nothing */
+	sd_event_source *timer;
+};
+
 struct manager_region {
 	struct manager *manager;
 	struct region *region;
@@ -36,6 +52,7 @@ struct manager_region {
 	sd_event_source *stall_source;
 	sd_event_source *wakeup_source; /* when `flush` has something to do by itself */
 
+	struct round_host host;
 	struct worker_round round;     /* the newest begun */
 	struct worker_result result;   /* of the newest ended */
 	struct target last_target;     /* of the widest call confirmed in the last round that was */
@@ -66,6 +83,12 @@ struct manager {
 	struct {
 		sd_event_source *source, *settle;
 	} watch;
+
+	struct {
+		struct manager_host ops; /* ask() is there if any of these is */
+		bool flushes, confirms;
+		uint64_t last_number;
+	} host;
 
 	struct {
 		const char *dir;
@@ -121,6 +144,9 @@ struct request {
  */
 int manager_scan(struct manager *m);
 void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
+
+/* `*seen`, which is taken, stands for the region from now on; where it is flushed in another way, as a new one. */
+void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen);
 struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
 
 /* ---- round.c ---- */
@@ -155,7 +181,42 @@ const char *round_get_detail(const struct manager_region *mr, const struct part 
 /* There may be something to start or to answer: from the loop, not from within the call. */
 void round_kick(struct manager_region *mr);
 
+/* `mr->result` is how the round in flight ends. */
+void round_finish(struct manager_region *mr, enum flush_origin origin);
+
+/* To the worker, which is started if need be. 0 or a negative errno. */
+int round_send(struct manager_region *mr, const struct worker_round *round, const int *fds);
+
+/* ---- round-host.c ---- */
+
+/* `mr->host.timer` */
+int round_host_on_timer(sd_event_source *source, uint64_t usec, void *userdata);
+
+/* A round begins. */
+void round_host_prepare(struct manager_region *mr);
+
+/* It is one that the host has to make. 0 or a negative errno. */
+int round_host_begin(struct manager_region *mr);
+
+/* The worker's part ends with `mr->result`. Whether there is more to do before the round has ended. */
+bool round_host_goes_on(struct manager_region *mr);
+
+/* The host's answer is what ends the round, no worker's. */
+bool round_host_is_asked(const struct manager_region *mr);
+
+/* The host doesn't serve the region any more. */
+void round_host_left(struct manager_region *mr);
+
+/* The region goes: nobody will ask the host. */
+void round_host_remove(struct manager_region *mr);
+
 /* ---- round-set.c ---- */
+
+/* A round that flushes the region only, by its node. */
+void round_set_region(const struct manager_region *mr, uint64_t number, struct worker_round *ret);
+
+/* The region itself as a target; its leaf is what a round checks before and after. */
+void round_target_region(const struct manager_region *mr, struct target *ret);
 
 /* `mr->round`, by the plan of `mr->flush`; `ret_fds`: the descriptors of its members, still theirs. */
 void round_set(struct manager_region *mr, uint64_t number, int ret_fds[static WORKER_MAX_DESCRIPTORS]);
@@ -186,6 +247,6 @@ void watch_resume(struct manager *m);
 
 /* ---- request.c ---- */
 
-/* The round of this part has been handed to the worker: the descriptor may go when all have. */
-void request_part_begun(struct part *part, unsigned int call);
+/* The round of this part has begun. `handed`: to a worker, so that the descriptor may go when all have. */
+void request_part_begun(struct part *part, unsigned int call, bool handed);
 void request_part_answered(struct part *part, const struct flush_action *action);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include "log.h"
@@ -127,7 +128,24 @@ const char *manager_get_basis(const struct manager *m)
 
 const char *manager_region_get_basis(const struct manager_region *mr)
 {
+	if (mr->region->method == REGION_METHOD_HOST || manager_region_wants_confirm(mr))
+		return "host-confirmed";
 	return mr->region->kind == REGION_KIND_EMULATED ? "own-flush" : manager_get_basis(mr->manager);
+}
+
+static unsigned int strength_of(const char *basis)
+{
+	static const char *const bases[] = { "own-flush", "watched", "host-confirmed" };
+	unsigned int i = 0;
+
+	while (basis && i < ARRAY_SIZE(bases) && strcmp(basis, bases[i]) != 0)
+		i++;
+	return basis ? i : UINT_MAX;
+}
+
+const char *manager_weaker_basis(const char *a, const char *b)
+{
+	return strength_of(a) < strength_of(b) ? a : b;
 }
 
 /* ---- which regions there are ---- */
@@ -202,6 +220,21 @@ static void update_region(struct manager *m, struct manager_region *mr, struct r
 	*seen = region_free(*seen);
 }
 
+void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen)
+{
+	update_region(m, mr, seen);
+	if (*seen)
+		add_region(m, seen);
+}
+
+/* The host's word goes with what stays where it was. */
+static int keep_backing(const struct region *old, struct region *seen)
+{
+	if (!seen || old->resource != seen->resource || old->size != seen->size)
+		return 0;
+	return region_set_backing(seen, &old->backing);
+}
+
 int manager_scan(struct manager *m)
 {
 	struct manager_region *mr, *next;
@@ -215,8 +248,13 @@ int manager_scan(struct manager *m)
 
 	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
 		next = TAILQ_NEXT(mr, entry);
-		if (mr->region->kind != REGION_KIND_EMULATED)
-			update_region(m, mr, find_in(&list, mr->region->name));
+		struct region **seen = find_in(&list, mr->region->name);
+
+		if (mr->region->kind == REGION_KIND_EMULATED)
+			continue;
+		if (seen && keep_backing(mr->region, *seen) < 0)
+			*seen = region_free(*seen);
+		update_region(m, mr, seen && *seen ? seen : NULL);
 	}
 	for (unsigned int i = 0; i < list.n_regions; i++)
 		if (list.regions[i])
@@ -375,7 +413,8 @@ void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), v
 	m->stop.userdata = userdata;
 	m->stop.clean = true;
 	TAILQ_FOREACH (mr, &m->regions, entry) {
-		if (!mr->flush)
+		/* Device-dax without a host that flushes it is none that the agent flushes. */
+		if (!mr->flush || (mr->region->method == REGION_METHOD_HOST && !manager_region_is_served(mr)))
 			continue;
 		if (manager_flush_region(m, mr, &caller, on_stop_flush, mr, &mr->stop_request, detail) == 0)
 			m->stop.waiting++;

@@ -43,6 +43,9 @@ sd_id128_t manager_get_instance(const struct manager *m);
 const char *manager_get_basis(const struct manager *m); /* "watched", or "own-flush" without the witness */
 const char *manager_region_get_basis(const struct manager_region *mr); /* nobody watches the disk of an emulated one */
 
+/* The weaker of two; NULL is stronger than any. */
+const char *manager_weaker_basis(const char *a, const char *b);
+
 /* Why losses cannot be recorded, or what was recorded cannot be read: a sentence; "" if all is well. */
 const char *manager_get_state_problem(const struct manager *m);
 
@@ -90,7 +93,8 @@ enum manager_event {
 	MANAGER_ACKNOWLEDGED,
 	MANAGER_STALLED,
 	MANAGER_RECOVERED,
-	MANAGER_STATE, /* manager_get_state_problem(); of no region */
+	MANAGER_STATE,    /* manager_get_state_problem(); of no region */
+	MANAGER_INSTANCE, /* manager_get_instance(): what was confirmed before is void; of no region */
 };
 
 struct manager_listener {
@@ -106,6 +110,49 @@ void manager_remove_listener(struct manager *m, struct manager_listener *l);
 /* The target of the round that was confirmed last: the scope of a MANAGER_DURABLE event. */
 const struct target *manager_region_get_last_target(const struct manager_region *mr);
 
+/* ---- the host, by the door that speaks with it ---- */
+
+struct manager_host {
+	/*
+	 * The host is to flush what is behind the region, or (`confirm`) to confirm that it is flushed. The answer is
+	 * for manager_host_flushed(). 0, or a negative errno: it can't be asked now; then manager_host_ask() when it
+	 * can be.
+	 */
+	int (*ask)(struct manager_region *mr, uint64_t number, bool confirm, void *userdata);
+	void *userdata;
+};
+void manager_set_host(struct manager *m, const struct manager_host *host);
+
+/* What the host has agreed to do, of regions whose backing it serves. Needs manager_set_host(). */
+void manager_host_offers(struct manager *m, bool flushes, bool confirms);
+void manager_host_ask(struct manager *m);
+
+/*
+ * The host's answer; `error`: errno of its fsync, EOPNOTSUPP: it made none; `why` may be "". Whether it was waited for:
+ * an error counts in any case.
+ */
+bool manager_host_flushed(struct manager_region *mr, uint64_t number, int error, const char *why);
+
+/*
+ * What the host says of the region. That may make it another, or have it removed and added: returns the one there is
+ * now; NULL: none, for want of memory.
+ */
+struct manager_region *manager_set_backing(struct manager *m, struct manager_region *mr,
+					   const struct region_backing *backing);
+
+/* What it offered and said of backings is void. */
+void manager_forget_host(struct manager *m);
+
+/*
+ * The guest may have been restored: epochs, offers and what the host said of backings are void, and rounds in flight
+ * are made again. 0 or a negative errno.
+ */
+int manager_new_instance(struct manager *m);
+
+/* Whether the host flushes it, or confirms its flushes, now; and whether it is to confirm them. */
+bool manager_region_is_served(const struct manager_region *mr);
+bool manager_region_wants_confirm(const struct manager_region *mr);
+
 /* ---- requests ---- */
 
 struct request_epoch {
@@ -119,6 +166,7 @@ struct request_result {
 	char detail[MOUNT_DETAIL_MAX]; /* names the culprit, "" if there is nothing to add */
 	enum flush_scope scope;
 	const char *basis;
+	sd_id128_t instance;   /* in which it was confirmed */
 	uint64_t durable_usec; /* stores made before this are durable, CLOCK_REALTIME; the earliest of its regions */
 	struct request_epoch epochs[MOUNT_MAX_LEAVES];
 	unsigned int n_epochs;

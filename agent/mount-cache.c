@@ -30,6 +30,7 @@ struct entry {
 	uint64_t mount_id;              /* of the file that was looked up; 0: a block device */
 	struct evidence options, queue; /* of those that were checked */
 	bool checked;
+	bool by_path; /* its source, where it is mounted */
 };
 
 struct mount_cache {
@@ -201,7 +202,7 @@ static bool is_same_place(const struct entry *e, const struct statx *st, bool re
 {
 	bool block = S_ISBLK(st->stx_mode);
 
-	return !e->checked && e->mount_id == (block ? 0 : st->stx_mnt_id) &&
+	return !e->checked && !e->by_path && e->mount_id == (block ? 0 : st->stx_mnt_id) &&
 	       e->target.device == (block ? makedev(st->stx_rdev_major, st->stx_rdev_minor)
 					  : makedev(st->stx_dev_major, st->stx_dev_minor)) &&
 	       (block || region == (e->target.flush.scope == FLUSH_REGION));
@@ -231,6 +232,28 @@ int mount_cache_resolve_fd(struct mount_cache *c, int fd, enum mount_scope scope
 	e = r == 0 && can ? entry_new(ret) : NULL;
 	if (e) {
 		e->mount_id = S_ISBLK(st.stx_mode) ? 0 : st.stx_mnt_id;
+		remember(c, e);
+	}
+	return r;
+}
+
+int mount_cache_resolve_path(struct mount_cache *c, const char *path, struct target *ret,
+			     char detail[static MOUNT_DETAIL_MAX])
+{
+	bool can = is_current(c);
+	struct entry *e;
+	int r;
+
+	for (unsigned int i = 0; can && i < MAX_ENTRIES && c->entries[i]; i++) {
+		if (!c->entries[i]->by_path || strcmp(c->entries[i]->target.source, path) != 0)
+			continue;
+		*ret = c->entries[i]->target;
+		return 0;
+	}
+	r = mount_resolve_path(path, ret, detail);
+	e = r == 0 && can && strcmp(ret->source, path) == 0 ? entry_new(ret) : NULL;
+	if (e) {
+		e->by_path = true;
 		remember(c, e);
 	}
 	return r;

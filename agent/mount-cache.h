@@ -23,6 +23,10 @@ DEFINE_CLEANUP(struct mount_cache *, mount_cache_free)
 int mount_cache_resolve_fd(struct mount_cache *c, int fd, enum mount_scope scope, struct target *ret,
 			   char detail[static MOUNT_DETAIL_MAX]);
 
+/* As mount_resolve_path(), likewise. */
+int mount_cache_resolve_path(struct mount_cache *c, const char *path, struct target *ret,
+			     char detail[static MOUNT_DETAIL_MAX]);
+
 /* Block devices may have changed, or an answer did not fit what was remembered. */
 void mount_cache_forget(struct mount_cache *c);
 

@@ -2,6 +2,7 @@
 /*
  * mount: from a descriptor or a mount point to a target and the leaf devices below it
  */
+#include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
 #include <libmount/libmount.h>
@@ -457,6 +458,50 @@ int mount_resolve_path(const char *path, struct target *ret, char detail[static 
 	t.device = mnt_fs_get_devno(fs);
 	t.flush.device = t.device;
 	return resolve_filesystem(fs, &t, ret, detail);
+}
+
+/* udev names the device of each. */
+static int find_uuid_device(const char *uuid, dev_t *ret, char detail[static MOUNT_DETAIL_MAX])
+{
+	char path[64];
+	struct stat st;
+
+	if (!uuid[0] || uuid[strspn(uuid, "0123456789abcdefABCDEF-")])
+		return explain(detail, PMEM_AGENT_REFUSED, "'%.40s' is no UUID", uuid);
+	snprintf(path, sizeof(path), "/dev/disk/by-uuid/%.40s", uuid);
+	for (char *c = path; *c; c++)
+		*c = (char)tolower((unsigned char)*c);
+	if (stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
+		return explain(detail, PMEM_AGENT_NOT_FOUND, "no device has a filesystem with the UUID %.40s", uuid);
+	*ret = st.st_rdev;
+	return 0;
+}
+
+int mount_find_uuid(const char *uuid, char *ret, size_t size, char detail[static MOUNT_DETAIL_MAX])
+{
+	_cleanup_(table_freep) struct libmnt_table *table = NULL;
+	struct libmnt_iter *iter;
+	struct libmnt_fs *fs;
+	bool found = false;
+	dev_t device = 0;
+	int r = find_uuid_device(uuid, &device, detail);
+
+	if (r == 0)
+		r = read_mounts(&table);
+	if (r != 0)
+		return r;
+	iter = mnt_new_iter(MNT_ITER_FORWARD);
+	if (!iter)
+		return -ENOMEM;
+	/* One that another mount covers is not what its path leads to. */
+	while (!found && mnt_table_next_fs(table, iter, &fs) == 0)
+		found = mnt_fs_get_devno(fs) == device && strlen(mnt_fs_get_target(fs)) < size &&
+			mnt_table_find_target(table, mnt_fs_get_target(fs), MNT_ITER_BACKWARD) == fs;
+	if (found)
+		snprintf(ret, size, "%s", mnt_fs_get_target(fs));
+	mnt_free_iter(iter);
+	return found ? 0
+		     : explain(detail, PMEM_AGENT_NOT_FOUND, "the filesystem with the UUID %.40s is not mounted", uuid);
 }
 
 /* ---- before and after a round ---- */

@@ -60,6 +60,12 @@ int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char de
 int mount_resolve_path(const char *path, struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
 
 /*
+ * Where the filesystem with this UUID is mounted in this mount namespace, so that the path leads to it. 0;
+ * PMEM_AGENT_NOT_FOUND, _REFUSED (no UUID) with `detail`; or a negative errno.
+ */
+int mount_find_uuid(const char *uuid, char *ret, size_t size, char detail[static MOUNT_DETAIL_MAX]);
+
+/*
  * Whether flushes of the target reach its leaves: mounted read-write with barriers, `write back` on every layer.
  * For a worker, before and after each round: on Linux 7.2 reading queue/write_cache waits for the flush in flight if
  * somebody is writing it. 0; PMEM_AGENT_UNFLUSHED, _FILESYSTEM (can't be seen any more), _GONE or _UNKNOWN

@@ -38,6 +38,17 @@ const char *region_method_to_string(enum region_method method)
 	return (unsigned int)method < N_REGION_METHODS ? method_names[method] : method_names[REGION_METHOD_IMPOSSIBLE];
 }
 
+const char *region_attestation_to_string(enum region_attestation attestation)
+{
+	static const char *const names[N_REGION_ATTESTATIONS] = {
+		[REGION_UNATTESTED] = "unattested",
+		[REGION_ATTESTED] = "attested",
+		[REGION_REFUSED] = "refused",
+	};
+
+	return (unsigned int)attestation < N_REGION_ATTESTATIONS ? names[attestation] : names[REGION_UNATTESTED];
+}
+
 const char *namespace_mode_to_string(enum namespace_mode mode)
 {
 	return (unsigned int)mode < N_NAMESPACE_MODES ? mode_names[mode] : mode_names[NAMESPACE_MODE_UNKNOWN];
@@ -54,19 +65,42 @@ struct region *region_new(void)
 	return r;
 }
 
-static void forget_evidence(struct region *r)
+/* But the first `n`. */
+static void forget_evidence(struct region *r, unsigned int n)
 {
-	for (unsigned int i = 0; i < r->n_evidence; i++)
-		free(r->evidence[i]);
-	r->n_evidence = 0;
+	while (r->n_evidence > n)
+		free(r->evidence[--r->n_evidence]);
 }
 
 struct region *region_free(struct region *r)
 {
 	if (r)
-		forget_evidence(r);
+		forget_evidence(r, 0);
 	free(r);
 	return NULL;
+}
+
+struct region *region_copy(const struct region *r)
+{
+	_cleanup_(region_freep) struct region *copy = malloc(sizeof(*copy));
+	struct region *ret;
+
+	if (!copy)
+		return NULL;
+	*copy = *r;
+	copy->n_evidence = 0;
+	if (r->flush_namespace)
+		copy->flush_namespace = &copy->namespaces[r->flush_namespace - r->namespaces];
+	while (copy->n_evidence < r->n_evidence) {
+		char *sentence = strdup(r->evidence[copy->n_evidence]);
+
+		if (!sentence)
+			return NULL;
+		copy->evidence[copy->n_evidence++] = sentence;
+	}
+	ret = copy;
+	copy = NULL;
+	return ret;
 }
 
 /* Adds a sentence; those beyond the bound are left out, the ones that decide come first. */
@@ -274,11 +308,13 @@ int region_classify(struct region *r)
 {
 	int e;
 
-	forget_evidence(r);
+	forget_evidence(r, 0);
 	r->kind = kind_of(r);
 	r->asynchronous = false;
 	r->method = REGION_METHOD_IMPOSSIBLE;
 	r->flush_namespace = NULL;
+	r->attestation = REGION_UNATTESTED;
+	r->unattested.is_set = false;
 	identify(r);
 	e = classify_kind(r);
 	if (e < 0)
@@ -320,6 +356,59 @@ int region_refuse_copies(struct region **regions, unsigned int n)
 	return 0;
 }
 
+/* Stores are durable, or seem so, once they have left the CPU: there is no flush that could reach a file. */
+static bool is_taken_for_synchronous(const struct region *r)
+{
+	return !r->asynchronous &&
+	       (r->unattested.method == REGION_METHOD_CPU_FLUSH || r->unattested.method == REGION_METHOD_DEEP_FLUSH);
+}
+
+/* Why stores to it can't be kept; NULL: they can, as far as the host has said. */
+static const char *find_objection(const struct region *r)
+{
+	const struct region_backing *b = &r->backing;
+
+	if (b->type == REGION_BACKING_RAM)
+		return "is memory of the host, which no flush makes durable";
+	if (b->share == REGION_FACT_NO)
+		return "is a file mapped private (share=off): no store ever reaches it";
+	if (b->read_only == REGION_FACT_YES)
+		return "is a file that is read-only: no store ever reaches it";
+	if (is_taken_for_synchronous(r) && b->type == REGION_BACKING_FILE && b->pmem == REGION_FACT_NO)
+		return "is an ordinary file, which a flush of the CPU's caches doesn't reach: give it to the guest as "
+		       "virtio-pmem";
+	return NULL;
+}
+
+int region_set_backing(struct region *r, const struct region_backing *backing)
+{
+	const char *objection;
+
+	if (!r->unattested.is_set) {
+		r->unattested.is_set = true;
+		r->unattested.method = r->method;
+		r->unattested.n_evidence = r->n_evidence;
+	}
+	forget_evidence(r, r->unattested.n_evidence);
+	r->method = r->unattested.method;
+	r->attestation = REGION_UNATTESTED;
+	r->backing = *backing;
+
+	objection = find_objection(r);
+	if (objection) {
+		r->attestation = REGION_REFUSED;
+		r->method = REGION_METHOD_IMPOSSIBLE;
+		return evidence(r, "the host says that what is behind %s %s", r->name, objection);
+	}
+	if (backing->type != REGION_BACKING_FILE || backing->share != REGION_FACT_YES ||
+	    (is_taken_for_synchronous(r) && backing->pmem != REGION_FACT_YES))
+		return 0;
+	r->attestation = REGION_ATTESTED;
+	if (!is_taken_for_synchronous(r))
+		return 0; /* the last sentence is to be the one that says how it is flushed */
+	return evidence(r, "the host says that behind %s is a file on persistent memory, mapped shared", r->name);
+}
+
 uint64_t region_identity_hash(const char *identity)
 {
 	uint64_t hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
@@ -343,7 +432,7 @@ bool region_has_device(const struct region *r, dev_t devnum, bool character)
 bool region_can_flush(const struct region *r)
 {
 	return r->method == REGION_METHOD_BLOCK || r->method == REGION_METHOD_DEEP_FLUSH ||
-	       r->method == REGION_METHOD_FILE;
+	       r->method == REGION_METHOD_FILE || r->method == REGION_METHOD_HOST;
 }
 
 static bool namespace_equal(const struct namespace *a, const struct namespace *b)
@@ -363,9 +452,16 @@ static bool seen_equal(const struct region *a, const struct region *b)
 	       a->emulate_inode == b->emulate_inode && a->n_namespaces == b->n_namespaces;
 }
 
+static bool backing_equal(const struct region_backing *a, const struct region_backing *b)
+{
+	return a->type == b->type && a->share == b->share && a->pmem == b->pmem && a->read_only == b->read_only &&
+	       a->served == b->served;
+}
+
 bool region_equal(const struct region *a, const struct region *b)
 {
-	if (!seen_equal(a, b) || a->kind != b->kind || a->asynchronous != b->asynchronous || a->method != b->method ||
+	if (!seen_equal(a, b) || !backing_equal(&a->backing, &b->backing) || a->attestation != b->attestation ||
+	    a->kind != b->kind || a->asynchronous != b->asynchronous || a->method != b->method ||
 	    strcmp(a->identity, b->identity) != 0 || a->n_evidence != b->n_evidence ||
 	    !a->flush_namespace != !b->flush_namespace)
 		return false;

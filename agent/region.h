@@ -31,7 +31,7 @@ enum region_method {
 	REGION_METHOD_IMPOSSIBLE,
 	REGION_METHOD_BLOCK,      /* fsync of its block device */
 	REGION_METHOD_DEEP_FLUSH, /* "1" written to its deep_flush attribute */
-	REGION_METHOD_HOST,       /* only the host can */
+	REGION_METHOD_HOST,       /* only the host can, when it is connected and asked */
 	REGION_METHOD_CPU_FLUSH,  /* synchronous: the storing program's own CPU flush */
 	REGION_METHOD_FILE,       /* fsync of the file that stands for the region */
 	N_REGION_METHODS,
@@ -44,6 +44,36 @@ enum namespace_mode {
 	NAMESPACE_MODE_DEVDAX,
 	NAMESPACE_MODE_SECTOR,
 	N_NAMESPACE_MODES,
+};
+
+/* What the host says of the memory behind a region. */
+enum region_backing_type {
+	REGION_BACKING_UNKNOWN, /* nothing */
+	REGION_BACKING_FILE,
+	REGION_BACKING_RAM,
+	N_REGION_BACKING_TYPES,
+};
+
+enum region_fact {
+	REGION_FACT_UNKNOWN,
+	REGION_FACT_NO,
+	REGION_FACT_YES,
+};
+
+struct region_backing {
+	enum region_backing_type type;
+	enum region_fact share; /* stores reach the file */
+	enum region_fact pmem;  /* the file is on persistent memory, and mapped as such */
+	enum region_fact read_only;
+	bool served; /* the host flushes it when asked */
+};
+
+/* What follows from it. */
+enum region_attestation {
+	REGION_UNATTESTED,
+	REGION_ATTESTED, /* it can be made durable */
+	REGION_REFUSED,  /* it can't */
+	N_REGION_ATTESTATIONS,
 };
 
 struct namespace
@@ -76,6 +106,7 @@ struct region {
 	char emulate[256];    /* the file of an emulated region, "" else */
 	dev_t emulate_device; /* st_dev and st_ino of that file */
 	ino_t emulate_inode;
+	struct region_backing backing; /* said by the host, not seen; region_set_backing() */
 
 	/* concluded, by region_classify() */
 	enum region_kind kind;
@@ -85,11 +116,20 @@ struct region {
 	char identity[REGION_IDENTITY_MAX];
 	char *evidence[REGION_MAX_EVIDENCE]; /* sentences, in the order in which they were weighed */
 	unsigned int n_evidence;
+	enum region_attestation attestation;
+	struct {
+		bool is_set; /* method and n_evidence as they were before the host said anything */
+		enum region_method method;
+		unsigned int n_evidence;
+	} unattested;
 };
 
 struct region *region_new(void);
 struct region *region_free(struct region *r);
 DEFINE_CLEANUP(struct region *, region_free)
+
+/* NULL: no memory. */
+struct region *region_copy(const struct region *r);
 
 /* Concludes kind, method, identity and evidence from what was seen. 0 or -ENOMEM (then the region is of no use). */
 int region_classify(struct region *r);
@@ -101,12 +141,19 @@ int region_classify(struct region *r);
 int region_refuse_copies(struct region **regions, unsigned int n);
 
 /*
+ * Takes the host's word on what is behind it, in place of what it said before: attestation, and the method, which is
+ * impossible where the host says that stores can't be kept, whatever the kernel here claims. Last of the conclusions. 0
+ * or -ENOMEM.
+ */
+int region_set_backing(struct region *r, const struct region_backing *backing);
+
+/*
  * Whether a device is one of its namespaces'. `character`: a device-dax. Numbers of block and character devices are
  * two sets that overlap: 252:0 may be both dax0.0 and an ordinary disk.
  */
 bool region_has_device(const struct region *r, dev_t devnum, bool character);
 
-/* Whether the agent itself can flush it: block, deep-flush or file. */
+/* Whether the agent can flush it by itself (block, deep-flush, file), or have it flushed by the host. */
 bool region_can_flush(const struct region *r);
 
 /* Names the files about a region: identities are too long for that. */
@@ -117,4 +164,5 @@ bool region_equal(const struct region *a, const struct region *b);
 
 const char *region_kind_to_string(enum region_kind kind);
 const char *region_method_to_string(enum region_method method);
+const char *region_attestation_to_string(enum region_attestation attestation);
 const char *namespace_mode_to_string(enum namespace_mode mode);

@@ -61,8 +61,10 @@ static struct manager_region *find_emulated(const struct manager *m, int fd)
 }
 
 /* What the agent says of a region that it cannot flush. */
-static int check_method(const struct region *region, char detail[static MOUNT_DETAIL_MAX])
+static int check_method(const struct manager_region *mr, char detail[static MOUNT_DETAIL_MAX])
 {
+	const struct region *region = mr->region;
+
 	switch (region->method) {
 	case REGION_METHOD_BLOCK:
 	case REGION_METHOD_DEEP_FLUSH:
@@ -74,7 +76,11 @@ static int check_method(const struct region *region, char detail[static MOUNT_DE
 			 region->name);
 		return PMEM_AGENT_SYNCHRONOUS;
 	case REGION_METHOD_HOST:
-		snprintf(detail, MOUNT_DETAIL_MAX, "%s is device-dax on %s: no flush exists inside the guest",
+		if (manager_region_is_served(mr))
+			return 0;
+		snprintf(detail, MOUNT_DETAIL_MAX,
+			 "%s is device-dax on %.32s: no flush exists inside the guest, and no host is connected that "
+			 "makes it",
 			 region->name, region->provider);
 		return PMEM_AGENT_IMPOSSIBLE;
 	case REGION_METHOD_IMPOSSIBLE:
@@ -148,7 +154,7 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 		return PMEM_AGENT_MIXED;
 	}
 	for (unsigned int i = 0; i < r->n_parts; i++) {
-		answer = check_method(r->parts[i].region->region, detail);
+		answer = check_method(r->parts[i].region, detail);
 		if (answer != 0)
 			return answer;
 	}
@@ -233,19 +239,9 @@ static int finish_new(struct request **r, int answer, const struct flush_caller 
 	return 0;
 }
 
-/* A region as a target; its leaf is what a round checks before and after. */
 static void target_region(const struct manager_region *mr, struct request *r)
 {
-	const struct namespace *ns = mr->region->flush_namespace;
-
-	r->target = (struct target){ .flush.scope = FLUSH_REGION };
-	snprintf(r->target.source, sizeof(r->target.source), "%s", mr->region->name);
-	if (ns) {
-		r->target.device = ns->devnum;
-		r->target.n_leaves = 1;
-		r->target.leaves[0].devnum = ns->devnum;
-		snprintf(r->target.leaves[0].name, sizeof(r->target.leaves[0].name), "%s", ns->device);
-	}
+	round_target_region(mr, &r->target);
 	r->parts[r->n_parts++] = (struct part){ .request = r, .region = (struct manager_region *)mr };
 }
 
@@ -286,14 +282,14 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 static void describe_regions(const struct request *r, struct manager_query *q)
 {
 	char why[MOUNT_DETAIL_MAX];
+	bool flushable = true;
 
 	for (unsigned int i = 0; i < r->n_parts; i++)
 		q->regions[q->n_regions++] = r->parts[i].region;
-	for (unsigned int i = 0; i < q->n_regions; i++) {
-		const struct region *region = manager_region_get(q->regions[i]);
-
-		if (!q->decides || (check_method(region, why) != 0 && check_method(q->decides, why) == 0))
-			q->decides = region;
+	for (unsigned int i = 0; i < q->n_regions && (!q->decides || flushable); i++) {
+		flushable = check_method(q->regions[i], why) == 0;
+		if (!q->decides || !flushable)
+			q->decides = manager_region_get(q->regions[i]);
 	}
 	if (q->answer == 0 && q->decides && q->decides->n_evidence > 0)
 		snprintf(q->detail, sizeof(q->detail), "%s: %s", q->decides->name,
@@ -338,7 +334,7 @@ int manager_flush_path(struct manager *m, const char *path, const struct flush_c
 
 	if (!r)
 		return -ENOMEM;
-	answer = mount_resolve_path(path, &r->target, detail);
+	answer = mount_cache_resolve_path(m->mounts, path, &r->target, detail);
 	if (answer < 0)
 		return answer;
 	if (answer != PMEM_AGENT_NOT_FOUND)
@@ -355,7 +351,7 @@ int manager_flush_region(struct manager *m, struct manager_region *mr, const str
 	if (!r)
 		return -ENOMEM;
 	target_region(mr, r);
-	return finish_new(&r, check_method(mr->region, detail), caller, ret, detail);
+	return finish_new(&r, check_method(mr, detail), caller, ret, detail);
 }
 
 int request_admit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
@@ -401,12 +397,14 @@ void request_cancel(struct request *r)
 	request_free(r);
 }
 
-void request_part_begun(struct part *part, unsigned int call)
+void request_part_begun(struct part *part, unsigned int call, bool handed)
 {
 	struct request *r = part->request;
 
 	part->begun = true;
 	part->call = call;
+	if (!handed)
+		return;
 	for (unsigned int i = 0; i < r->n_parts; i++)
 		if (!r->parts[i].begun)
 			return;
@@ -451,6 +449,14 @@ static void set_lost_since(struct request *r, const struct part *part)
 			 part->region->region->name, status.acknowledged);
 }
 
+/* What the first of its regions confirmed may have been before the guest was restored. */
+static void set_void(struct request_result *result)
+{
+	result->answer = PMEM_AGENT_UNKNOWN;
+	snprintf(result->detail, sizeof(result->detail),
+		 "the connection to the host was made anew while the flush of another region was awaited");
+}
+
 static void describe_answer(const struct part *part, enum pmem_agent_answer answer,
 			    char detail[static MOUNT_DETAIL_MAX])
 {
@@ -476,6 +482,8 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 	result->error = action->error;
 
 	if (action->answer == PMEM_AGENT_DURABLE) {
+		if (result->n_epochs == 0)
+			result->instance = r->manager->instance;
 		part->loss = newest_loss(part);
 		result->epochs[result->n_epochs++] =
 		    (struct request_epoch){ .region = part->region, .epoch = action->round };
@@ -486,9 +494,11 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 		lost = find_lost_since(r);
 		if (lost)
 			set_lost_since(r, lost);
-		else
-			/* An emulated region is never one of several. */
-			result->basis = manager_region_get_basis(r->parts[0].region);
+		else if (!sd_id128_equal(result->instance, r->manager->instance))
+			set_void(result);
+		for (unsigned int i = 0; result->answer == PMEM_AGENT_DURABLE && i < r->n_parts; i++)
+			result->basis =
+			    manager_weaker_basis(manager_region_get_basis(r->parts[i].region), result->basis);
 	} else {
 		describe_answer(part, result->answer, result->detail);
 	}

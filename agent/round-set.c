@@ -33,6 +33,30 @@ static void set_region(const struct region *region, struct worker_node *ret)
 	}
 }
 
+void round_target_region(const struct manager_region *mr, struct target *ret)
+{
+	const struct namespace *ns = mr->region->flush_namespace;
+
+	*ret = (struct target){ .flush.scope = FLUSH_REGION };
+	snprintf(ret->source, sizeof(ret->source), "%s", mr->region->name);
+	if (ns) {
+		ret->device = ns->devnum;
+		ret->n_leaves = 1;
+		ret->leaves[0].devnum = ns->devnum;
+		snprintf(ret->leaves[0].name, sizeof(ret->leaves[0].name), "%s", ns->device);
+	}
+}
+
+void round_set_region(const struct manager_region *mr, uint64_t number, struct worker_round *ret)
+{
+	ret->round = number;
+	set_region(mr->region, &ret->region);
+	ret->n_calls = ret->n_targets = 1;
+	ret->n_descriptors = 0;
+	ret->calls[0] = (struct worker_call){ .scope = FLUSH_REGION, .descriptor = -1, .served_by = -1 };
+	round_target_region(mr, &ret->targets[0]);
+}
+
 /* Whether mount_check() says the same of both, and both can be opened by the same name. */
 static bool is_checked_as(const struct target *a, const struct target *b)
 {

@@ -132,8 +132,7 @@ static int find_widest(const struct manager_region *mr)
 	return widest;
 }
 
-/* What `mr->result` says. */
-static void end_round(struct manager_region *mr, enum flush_origin origin)
+void round_finish(struct manager_region *mr, enum flush_origin origin)
 {
 	struct manager *m = mr->manager;
 	struct flush_status before, after;
@@ -169,6 +168,13 @@ static void end_round(struct manager_region *mr, enum flush_origin origin)
 	round_kick(mr);
 }
 
+/* What `mr->result` says: for the round, unless there is more to be done. */
+static void end_round(struct manager_region *mr, enum flush_origin origin)
+{
+	if (!round_host_goes_on(mr))
+		round_finish(mr, origin);
+}
+
 /* It ends when it is idle. */
 static void release_worker(struct manager_region *mr)
 {
@@ -187,7 +193,7 @@ static void end_worker(struct manager_region *mr)
 
 	release_worker(mr);
 	status_of(mr, &status);
-	if (!flush_status_in_flight(&status))
+	if (!flush_status_in_flight(&status) || round_host_is_asked(mr))
 		return;
 
 	if (page->worker.done != status.started) {
@@ -244,17 +250,24 @@ static int ensure_worker(struct manager_region *mr)
 	return 0;
 }
 
+int round_send(struct manager_region *mr, const struct worker_round *round, const int *fds)
+{
+	int r = ensure_worker(mr);
+
+	return r < 0 ? r : worker_begin(mr->worker, round, fds);
+}
+
 static void begin_round(struct manager_region *mr, uint64_t number)
 {
+	bool by_host = mr->region->method == REGION_METHOD_HOST;
 	const struct flush_plan *p = flush_get_plan(mr->flush);
 	struct flush_outcome outcome;
 	int fds[WORKER_MAX_DESCRIPTORS], r;
 
 	mr->detail[0] = '\0';
 	round_set(mr, number, fds);
-	r = ensure_worker(mr);
-	if (r == 0)
-		r = worker_begin(mr->worker, &mr->round, fds);
+	round_host_prepare(mr);
+	r = by_host ? round_host_begin(mr) : round_send(mr, &mr->round, fds);
 	if (r < 0) {
 		snprintf(mr->detail, sizeof(mr->detail), "the flush of %s could not be begun: %s", mr->region->name,
 			 strerrordesc_np(-r));
@@ -264,7 +277,7 @@ static void begin_round(struct manager_region *mr, uint64_t number)
 	}
 
 	for (unsigned int i = 0; i < p->n_members; i++)
-		request_part_begun(p->members[i].owner, p->members[i].call);
+		request_part_begun(p->members[i].owner, p->members[i].call, !by_host);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);
@@ -328,7 +341,7 @@ static int on_run(sd_event_source *source, void *userdata)
 	set_wakeup(mr);
 
 	status_of(mr, &status);
-	if (!mr->removed || (flush_status_in_flight(&status) && mr->worker))
+	if (!mr->removed || (flush_status_in_flight(&status) && mr->worker && !mr->host.waits))
 		return 0;
 	/* Its successor waits for the worker, whatever requests still refer to the region. */
 	release_worker(mr);
@@ -474,6 +487,12 @@ static int prepare(struct manager_region *mr)
 	r = sd_event_source_set_enabled(mr->wakeup_source, SD_EVENT_OFF);
 	if (r < 0)
 		return r;
+	r = sd_event_add_time(m->event, &mr->host.timer, CLOCK_MONOTONIC, UINT64_MAX, 1, round_host_on_timer, mr);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_enabled(mr->host.timer, SD_EVENT_OFF);
+	if (r < 0)
+		return r;
 	r = adopt(mr);
 	if (r < 0)
 		return r;
@@ -526,6 +545,7 @@ void round_region_remove(struct manager_region *mr)
 		return;
 	}
 	TAILQ_INSERT_TAIL(&mr->manager->removed, mr, entry);
+	round_host_remove(mr);
 	flush_gone(mr->flush);
 	round_kick(mr);
 }
@@ -539,6 +559,7 @@ struct manager_region *round_region_free(struct manager_region *mr)
 	sd_event_source_disable_unref(mr->wakeup_source);
 	sd_event_source_disable_unref(mr->worker_source);
 	sd_event_source_disable_unref(mr->adopted_source);
+	sd_event_source_disable_unref(mr->host.timer);
 	worker_free(mr->worker);
 	flush_free(mr->flush);
 	worker_close_page(mr->page);

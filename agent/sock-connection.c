@@ -160,10 +160,17 @@ static uint32_t scope_of(enum flush_scope scope)
 	return PMEM_AGENT_SCOPE_AUTO;
 }
 
+static uint32_t basis_of(const char *basis)
+{
+	if (strcmp(basis, "host-confirmed") == 0)
+		return PMEM_AGENT_BASIS_HOST_CONFIRMED;
+	return strcmp(basis, "watched") == 0 ? PMEM_AGENT_BASIS_WATCHED : PMEM_AGENT_BASIS_OWN_FLUSH;
+}
+
 static void set_durable(struct pmem_agent_reply *reply, const struct request_result *result)
 {
 	reply->scope = scope_of(result->scope);
-	reply->basis = strcmp(result->basis, "watched") == 0 ? PMEM_AGENT_BASIS_WATCHED : PMEM_AGENT_BASIS_OWN_FLUSH;
+	reply->basis = basis_of(result->basis);
 	reply->durable_usec = result->durable_usec;
 	reply->n_regions = result->n_epochs;
 	for (unsigned int i = 0; i < result->n_epochs; i++) {

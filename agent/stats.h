@@ -29,6 +29,7 @@ struct stats {
 
 	struct stats_histogram request_usec; /* arrival to answer, of those that found room in the queue */
 	struct stats_histogram round_usec;
+	struct stats_histogram host_usec; /* of a round, while the host was asked */
 
 	uint64_t round_began_usec, stall_began_usec; /* 0: none */
 };

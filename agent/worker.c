@@ -444,6 +444,11 @@ static void work(int sock, void *userdata)
 		bool durable;
 		int lost = 0;
 
+		/* A round that is made once more has not been done, for whoever looks if we end now. */
+		if (page->worker.done >= w.round->round) {
+			store(page->worker.done, w.round->round - 1);
+			store(page->worker.durable, w.round->round - 1);
+		}
 		store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
 		store(page->worker.started, w.round->round);
 

@@ -84,8 +84,8 @@ int worker_get_fd(const struct worker *w);
 pid_t worker_get_pid(const struct worker *w);
 
 /*
- * Begins a round. `fds`, as many as the round has descriptors, are passed on, not consumed. 0 or a negative errno
- * (nothing was begun).
+ * Begins a round, or one of the same number once more. `fds`, as many as the round has descriptors, are passed on, not
+ * consumed. 0 or a negative errno (nothing was begun).
  */
 int worker_begin(struct worker *w, const struct worker_round *round, const int *fds);
 

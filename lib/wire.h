@@ -66,9 +66,10 @@ enum pmem_agent_scope {
 
 /* What an answer rests on. */
 enum pmem_agent_basis {
-	PMEM_AGENT_BASIS_NONE,      /* it is not durable */
-	PMEM_AGENT_BASIS_OWN_FLUSH, /* the agent's own flush succeeded */
-	PMEM_AGENT_BASIS_WATCHED,   /* moreover, no other program has taken an error meanwhile */
+	PMEM_AGENT_BASIS_NONE,           /* it is not durable */
+	PMEM_AGENT_BASIS_OWN_FLUSH,      /* the agent's own flush succeeded */
+	PMEM_AGENT_BASIS_WATCHED,        /* moreover, no other program has taken an error meanwhile */
+	PMEM_AGENT_BASIS_HOST_CONFIRMED, /* the host flushed the file behind it without error, by its own descriptor */
 	PMEM_AGENT_N_BASES,
 };
 

@@ -191,11 +191,26 @@ static void test_duplicates(void **state)
 	assert_string_equal(file->problems[0].text, "/a is [Region a] already");
 }
 
+/* Of the kernel's regions there are sections too, and they emulate nothing. */
+static void test_confirm(void **state)
+{
+	_cleanup_(conf_freep) struct conf *c = NULL, *bad = NULL, *emulate = NULL;
+
+	c = load("[Agent]\nConfirm=host\n[Region region0]\nConfirm=no\n[Region a]\nEmulate=/a\n");
+	assert_int_equal(c->n_problems, 0);
+	assert_false(conf_wants_confirm(c, "region0"));
+	assert_true(conf_wants_confirm(c, "region1") && conf_wants_confirm(c, "a"));
+	bad = load_problem("[Region region0]\nConfirm=yes\n", 2, "is not no or host");
+	assert_false(conf_wants_confirm(bad, "region0"));
+	emulate = load_problem("[Region region12]\nConfirm=host\nEmulate=/a\n", 3, "can't be the name of");
+	assert_true(conf_wants_confirm(emulate, "region12"));
+	assert_string_equal(emulate->regions[0].emulate, "");
+}
+
 static void test_regions(void **state)
 {
 	static const char *const bad_names[] = {
-		"",         "a b",      "a/b",  "region0",
-		"region12", "\xc3\xa4", "a\tb", "0123456789012345678901234567890123456789012345678901234567890123"
+		"", "a b", "a/b", "\xc3\xa4", "a\tb", "0123456789012345678901234567890123456789012345678901234567890123"
 	};
 	static const char *const good_names[] = { "region", "region0a", "regional", "a",
 						  "012345678901234567890123456789012345678901234567890123456789012" };
@@ -355,13 +370,21 @@ static int tear_down(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_missing),    cmocka_unit_test(test_unreadable),
-		cmocka_unit_test(test_all_keys),   cmocka_unit_test(test_times),
-		cmocka_unit_test(test_bad_values), cmocka_unit_test(test_unknown),
-		cmocka_unit_test(test_indented),   cmocka_unit_test(test_duplicates),
-		cmocka_unit_test(test_regions),    cmocka_unit_test(test_long_lines),
-		cmocka_unit_test(test_nul),        cmocka_unit_test(test_bounds),
-		cmocka_unit_test(test_documented), cmocka_unit_test(test_example_is_valid),
+		cmocka_unit_test(test_confirm),
+		cmocka_unit_test(test_missing),
+		cmocka_unit_test(test_unreadable),
+		cmocka_unit_test(test_all_keys),
+		cmocka_unit_test(test_times),
+		cmocka_unit_test(test_bad_values),
+		cmocka_unit_test(test_unknown),
+		cmocka_unit_test(test_indented),
+		cmocka_unit_test(test_duplicates),
+		cmocka_unit_test(test_regions),
+		cmocka_unit_test(test_long_lines),
+		cmocka_unit_test(test_nul),
+		cmocka_unit_test(test_bounds),
+		cmocka_unit_test(test_documented),
+		cmocka_unit_test(test_example_is_valid),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

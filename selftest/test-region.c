@@ -60,8 +60,63 @@ static void assert_method(struct region *r, enum region_kind kind, bool asynchro
 	assert_string_equal(region_method_to_string(r->method), region_method_to_string(method));
 	assert_int_equal(r->flush_namespace != NULL, method == REGION_METHOD_BLOCK);
 	assert_int_equal(region_can_flush(r), method == REGION_METHOD_BLOCK || method == REGION_METHOD_DEEP_FLUSH ||
-						  method == REGION_METHOD_FILE);
+						  method == REGION_METHOD_FILE || method == REGION_METHOD_HOST);
 	assert_evidence(r, part);
+}
+
+static void set_backing(struct region *r, enum region_backing_type type, enum region_fact share, enum region_fact pmem,
+			enum region_fact read_only)
+{
+	const struct region_backing backing = { .type = type, .share = share, .pmem = pmem, .read_only = read_only };
+
+	assert_int_equal(region_set_backing(r, &backing), 0);
+}
+
+/* What the host says goes before what the kernel shows, and can be taken back. */
+static void test_backing(void **state)
+{
+	const enum region_fact NO = REGION_FACT_NO, YES = REGION_FACT_YES, OPEN = REGION_FACT_UNKNOWN;
+	const struct {
+		enum region_backing_type type;
+		enum region_fact share, pmem, read_only;
+		enum region_attestation asynchronous, synchronous;
+	} rows[] = {
+		{ REGION_BACKING_UNKNOWN, OPEN, OPEN, OPEN, REGION_UNATTESTED, REGION_UNATTESTED },
+		{ REGION_BACKING_RAM, YES, YES, NO, REGION_REFUSED, REGION_REFUSED },
+		{ REGION_BACKING_FILE, NO, OPEN, OPEN, REGION_REFUSED, REGION_REFUSED },
+		{ REGION_BACKING_FILE, YES, YES, YES, REGION_REFUSED, REGION_REFUSED },
+		{ REGION_BACKING_FILE, OPEN, OPEN, OPEN, REGION_UNATTESTED, REGION_UNATTESTED },
+		{ REGION_BACKING_FILE, YES, OPEN, OPEN, REGION_ATTESTED, REGION_UNATTESTED },
+		{ REGION_BACKING_FILE, YES, NO, NO, REGION_ATTESTED, REGION_REFUSED },
+		{ REGION_BACKING_FILE, YES, YES, NO, REGION_ATTESTED, REGION_ATTESTED },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		for (unsigned int synchronous = 0; synchronous < 2; synchronous++) {
+			_cleanup_(region_freep) struct region *r = region_of(synchronous ? "ACPI.NFIT" : "virtio-pmem");
+			_cleanup_(region_freep) struct region *copy = NULL;
+			enum region_attestation wanted = synchronous ? rows[i].synchronous : rows[i].asynchronous;
+			enum region_method method;
+			unsigned int n;
+
+			add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0");
+			assert_int_equal(region_classify(r), 0);
+			method = r->method;
+			n = r->n_evidence;
+			set_backing(r, rows[i].type, rows[i].share, rows[i].pmem, rows[i].read_only);
+			assert_int_equal(r->attestation, wanted);
+			assert_int_equal(r->method, wanted == REGION_REFUSED ? REGION_METHOD_IMPOSSIBLE : method);
+			copy = region_copy(r);
+			assert_non_null(copy);
+			assert_true(region_equal(r, copy));
+			if (wanted == REGION_REFUSED)
+				assert_evidence(copy, "the host says that what is behind region0");
+			set_backing(copy, REGION_BACKING_UNKNOWN, OPEN, OPEN, OPEN);
+			assert_int_equal(copy->method, method);
+			assert_int_equal(copy->n_evidence, n);
+			assert_int_equal(region_equal(r, copy), rows[i].type == REGION_BACKING_UNKNOWN);
+		}
+	}
 }
 
 static void test_virtio_pmem(void **state)
@@ -366,6 +421,7 @@ static void test_names(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_backing),
 		cmocka_unit_test(test_virtio_pmem),
 		cmocka_unit_test(test_virtio_pmem_without_namespace),
 		cmocka_unit_test(test_several_namespaces),

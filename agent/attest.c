@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * attest: what the host says of the regions, and when all that was said and confirmed is void
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "log.h"
+#include "manager-private.h"
+
+struct manager_region *manager_set_backing(struct manager *m, struct manager_region *mr,
+					   const struct region_backing *backing)
+{
+	_cleanup_(region_freep) struct region *said = region_copy(mr->region);
+	enum region_attestation before = mr->region->attestation;
+	char name[REGION_NAME_MAX];
+
+	if (!said || region_set_backing(said, backing) < 0)
+		return NULL;
+	snprintf(name, sizeof(name), "%s", said->name);
+	if (said->attestation != before)
+		log_region(said->attestation == REGION_REFUSED ? LOG_WARNING : LOG_INFO, LOG_EVENT_HOST, name, 0,
+			   "%s is %s%s%s", name, region_attestation_to_string(said->attestation),
+			   said->attestation == REGION_REFUSED ? ": " : "",
+			   said->attestation == REGION_REFUSED && said->n_evidence > 0
+			       ? said->evidence[said->n_evidence - 1]
+			       : "");
+	mr->host.is_refused = said->attestation == REGION_REFUSED;
+	manager_replace_region(m, mr, &said);
+	mr = manager_find_region(m, name);
+	if (mr && !manager_region_is_served(mr))
+		round_host_left(mr);
+	manager_host_ask(m);
+	return mr;
+}
+
+/* A refusal stands until the host says otherwise: to forget it would be to call durable what is known not to be. */
+static void forget_backing(struct manager *m, struct manager_region *mr)
+{
+	struct region_backing void_backing = {};
+
+	if (mr->region->attestation == REGION_REFUSED) {
+		void_backing = mr->region->backing;
+		void_backing.served = false;
+	}
+	manager_set_backing(m, mr, &void_backing);
+}
+
+void manager_forget_host(struct manager *m)
+{
+	struct manager_region *mr, *next;
+
+	manager_host_offers(m, false, false);
+	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
+		next = TAILQ_NEXT(mr, entry);
+		mr->host.number = 0;
+		forget_backing(m, mr);
+	}
+}
+
+int manager_new_instance(struct manager *m)
+{
+	struct manager_region *mr;
+	sd_id128_t instance;
+	int r = sd_id128_randomize(&instance);
+
+	if (r < 0)
+		return r;
+	m->instance = instance;
+	manager_forget_host(m);
+	TAILQ_FOREACH (mr, &m->regions, entry) {
+		if (!mr->flush)
+			continue;
+		flush_void(mr->flush);
+		memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
+	}
+	manager_notify(m, MANAGER_INSTANCE, NULL);
+	return 0;
+}
