@@ -272,6 +272,11 @@ check: deps
 soak: $(build)/sim-flush
 	$(Q)$< --events 1000000000 --first $$(date +%s%N)
 
+# A hostile host for a minute, against an agent with ASan and UBSan; `check` has six seconds of it.
+hostile: deps
+	$(Q)$(asan) tests
+	$(Q)selftest/test-host $(build)/asan --hostile 60
+
 # Some minutes; the two places can be had one by one: selftest/bench guest, selftest/bench machine.
 bench: deps
 	$(Q)$(MAKE) --no-print-directory tests
@@ -299,6 +304,7 @@ make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
+make hostile               a host that means the agent no good, for a minute
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
@@ -313,6 +319,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast soak bench demo clean deps install uninstall format help
+.PHONY: all tests check check-fast soak hostile bench demo clean deps install uninstall format help
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import json
 import re
 import time
 import traceback
@@ -195,6 +196,25 @@ async def host_send(session, words):
     if len(words) != 1:
         raise Usage("one text is wanted")
     await send(session, words[0].encode(errors="surrogateescape") + b"\n")
+
+
+@verb("host ask", "JSON [--times N]", "send a command that has an id; prints microseconds, and its answer")
+async def host_ask(session, words):
+    rest, given = options(words, times=(1, number))
+    try:
+        given_id = json.dumps(json.loads(rest[0])["id"])
+    except (ValueError, LookupError, TypeError) as e:
+        raise Usage("a command with an id is wanted") from e
+    text = ""
+    for i in range(given["times"]):
+        await asyncio.sleep(0.05 if i else 0)
+        since, began = len(host_end(session).lines), time.monotonic()
+        await send(session, rest[0].encode() + b"\n")
+        line = await host_end(session).wait_for(f'"id":{re.escape(given_id)}}}$', since, 60)
+        if line is None:
+            raise VmError("no answer within 60 s")
+        text += f"{round((time.monotonic() - began) * 1e6)} {line}\n"
+    return text
 
 
 @verb("host send-raw", "BASE64", "send these bytes and nothing else")
