@@ -55,6 +55,8 @@ tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/bench-flush.c))
 
+test-libraries := $(patsubst %,$(build)/%.so,bench-slow bench-dax preload-fail)
+
 objects := $(sources:%.c=$(build)/%.o)
 preload-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/preload*.c))
 lib-objects := $(filter-out $(preload-objects),$(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c)))
@@ -68,8 +70,7 @@ page-of-epoch := lost
 page-of-persist := map_new map_delete map_get_store_granularity persist_or_abort
 manual-links := $(foreach p,flush epoch persist,$(page-of-$(p):%=$(build)/lib/pmem_agent_%.3))
 manuals := $(patsubst %.scd,$(build)/%,$(wildcard agent/*.scd lib/*.scd)) $(manual-links)
-test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(build)/bench-slow.so \
-	$(build)/preload-fail.so $(examples)
+test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(build)/%) $(test-libraries) $(examples)
 
 all: $(programs) $(libraries) $(build)/libpmem-agent-preload.so $(lib-names:%=$(build)/%.pc) $(manuals)
 
@@ -146,7 +147,7 @@ $(examples): $(build)/example-%: $(build)/lib/examples/%.o $(libraries)
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $< $(if $(findstring pmem2,$@),$(build)/libpmem-agent-pmem2.so.0) \
 		$(build)/libpmem-agent.so.0 $(if $(findstring pmem2,$@),$(shell $(PKG_CONFIG) --libs libpmem2))
 
-$(build)/bench-slow.so $(build)/preload-fail.so: $(build)/%.so: selftest/%.c $(build)/.deps-ok
+$(test-libraries): $(build)/%.so: selftest/%.c $(build)/.deps-ok
 	$(say) LD $@
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(CFLAGS) -fPIC -shared -o $@ $<
