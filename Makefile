@@ -278,6 +278,11 @@ hostile: deps
 	$(Q)$(asan) tests
 	$(Q)selftest/test-host $(build)/asan --hostile 60
 
+# What `make check` does with real programs, for longer, and with two kernels.
+programs: deps
+	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(run-tests) long
+
 # Some minutes; the two places can be had one by one: selftest/bench guest, selftest/bench machine.
 bench: deps
 	$(Q)$(MAKE) --no-print-directory tests
@@ -306,6 +311,7 @@ make check-fast            unit tests, without a guest
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
 make hostile               a host that means the agent no good, for a minute
+make programs              databases and others under pmemctl run, for half an hour
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
@@ -320,6 +326,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast soak hostile bench demo clean deps install uninstall format help
+.PHONY: all tests check check-fast soak hostile bench demo clean deps install uninstall format help programs
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)
