@@ -218,6 +218,7 @@ int mount_cache_resolve_fd(struct mount_cache *c, int fd, enum mount_scope scope
 
 	if (r != 0)
 		return r;
+	scope = mount_sound_scope(&st, scope);
 	can = is_current(c) && (S_ISBLK(st.stx_mode) ? scope != MOUNT_SCOPE_FILESYSTEM
 						     : !S_ISCHR(st.stx_mode) && st.stx_mask & STATX_MNT_ID);
 	for (unsigned int i = 0; can && i < MAX_ENTRIES && c->entries[i]; i++) {

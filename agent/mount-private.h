@@ -17,5 +17,8 @@ int mount_stat_fd(int fd, struct statx *ret, char detail[static MOUNT_DETAIL_MAX
 int mount_resolve_stat(const struct statx *st, enum mount_scope scope, struct target *ret,
 		       char detail[static MOUNT_DETAIL_MAX]);
 
+/* What a flush of the region would leave out of this target it is asked for in another scope. */
+enum mount_scope mount_sound_scope(const struct statx *st, enum mount_scope scope);
+
 /* Sets `flush` of a target, whose device and leaves are those of the descriptor already. */
 void mount_set_flush(const struct statx *st, enum mount_scope scope, struct target *t);

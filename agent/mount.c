@@ -305,6 +305,14 @@ static int resolve_filesystem(struct libmnt_fs *fs, struct target *t, struct tar
 
 /* ---- descriptors ---- */
 
+/* What was stored in a file that is not DAX may be in the page cache, which a flush of the memory does not write. */
+enum mount_scope mount_sound_scope(const struct statx *st, enum mount_scope scope)
+{
+	return scope == MOUNT_SCOPE_REGION && S_ISREG(st->stx_mode) && !(st->stx_attributes & STATX_ATTR_DAX)
+		   ? MOUNT_SCOPE_FILE_DATA
+		   : scope;
+}
+
 /* Of a file, a directory or a block device: what a flush of it is for. */
 void mount_set_flush(const struct statx *st, enum mount_scope scope, struct target *t)
 {
@@ -315,6 +323,7 @@ void mount_set_flush(const struct statx *st, enum mount_scope scope, struct targ
 
 		scope = S_ISDIR(st->stx_mode) ? MOUNT_SCOPE_FILESYSTEM : region ? MOUNT_SCOPE_REGION : MOUNT_SCOPE_FILE;
 	}
+	scope = mount_sound_scope(st, scope);
 	t->flush = (struct flush_target){ .scope = scope == MOUNT_SCOPE_FILE         ? FLUSH_FILE
 						   : scope == MOUNT_SCOPE_FILE_DATA  ? FLUSH_FILE_DATA
 						   : scope == MOUNT_SCOPE_FILESYSTEM ? FLUSH_FILESYSTEM

@@ -258,12 +258,15 @@ static void test_file(void **state)
 		enum mount_scope scope;
 		unsigned int type;
 		struct flush_target flush;
+		bool dax;
 	} rows[] = {
 		{ MOUNT_SCOPE_AUTO, S_IFREG, { FLUSH_FILE, 1, 1 } },
-		{ MOUNT_SCOPE_FILE, S_IFREG, { FLUSH_FILE, 1, 1 } },
+		{ MOUNT_SCOPE_FILE, S_IFREG, { FLUSH_FILE, 1, 1 }, true },
 		{ MOUNT_SCOPE_FILE_DATA, S_IFREG, { FLUSH_FILE_DATA, 1, 1 } },
 		{ MOUNT_SCOPE_FILESYSTEM, S_IFREG, { FLUSH_FILESYSTEM, 1, 0 } },
-		{ MOUNT_SCOPE_REGION, S_IFREG, { FLUSH_REGION, 0, 0 } },
+		{ MOUNT_SCOPE_REGION, S_IFREG, { FLUSH_REGION, 0, 0 }, true },
+		/* Its stores may be in the page cache. */
+		{ MOUNT_SCOPE_REGION, S_IFREG, { FLUSH_FILE_DATA, 1, 1 } },
 		{ MOUNT_SCOPE_AUTO, S_IFDIR, { FLUSH_FILESYSTEM, 1, 0 } },
 		{ MOUNT_SCOPE_FILE, S_IFDIR, { FLUSH_FILE, 1, 1 } },
 	};
@@ -272,6 +275,7 @@ static void test_file(void **state)
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		fake_file(rows[i].type, 259, 0, 12);
+		fake.stx_attributes = rows[i].dax ? STATX_ATTR_DAX : 0;
 		assert_int_equal(resolve(rows[i].scope, &t, detail), 0);
 		assert_int_equal(t.flush.scope, rows[i].flush.scope);
 		assert_int_equal(t.flush.device, rows[i].flush.device ? makedev(259, 0) : 0);
