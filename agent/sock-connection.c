@@ -41,7 +41,9 @@ static struct sock_request *sock_request_new(struct connection *c, const struct 
 		return NULL;
 	r->connection = c;
 	r->reply.version = PMEM_AGENT_WIRE_VERSION;
-	r->reply.type = request->type == PMEM_AGENT_PACKET_QUERY ? PMEM_AGENT_PACKET_QUERY : PMEM_AGENT_PACKET_FLUSH;
+	r->reply.type = request->type == PMEM_AGENT_PACKET_QUERY || request->type == PMEM_AGENT_PACKET_KEEP
+			    ? request->type
+			    : PMEM_AGENT_PACKET_FLUSH;
 	r->reply.id = request->id;
 	TAILQ_INSERT_TAIL(&c->waiting, r, entry);
 	c->n_outstanding++;
@@ -214,14 +216,22 @@ static int begin(struct sock_request *r, struct packet *p, char detail[static MO
 {
 	struct connection *c = r->connection;
 	struct flush_caller caller = caller_of(c, p->request.timeout_usec);
+	int fd;
 
 	if (c->sock->n_requests > c->sock->max_requests || c->user->n_requests > sock_share(c->sock->max_requests)) {
 		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait at the socket already, %u of them yours",
 			 c->sock->n_requests - 1, c->user->n_requests - 1);
 		return PMEM_AGENT_BUSY;
 	}
-	return manager_flush_fd(c->sock->manager, packet_take_fd(p), (enum mount_scope)p->request.scope, &caller,
-				on_request_done, r, &r->request, detail);
+	fd = p->request.kept ? sock_kept_copy(c, p->request.kept) : packet_take_fd(p);
+	if (fd == -ENOENT) {
+		snprintf(detail, MOUNT_DETAIL_MAX, "no descriptor is kept by this number");
+		return PMEM_AGENT_NOT_FOUND;
+	}
+	if (fd < 0)
+		return fd;
+	return manager_flush_fd(c->sock->manager, fd, (enum mount_scope)p->request.scope, &caller, on_request_done, r,
+				&r->request, detail);
 }
 
 static uint32_t method_of(const struct region *region)
@@ -268,6 +278,16 @@ static int query(struct sock_request *r, struct packet *p)
 	return 0;
 }
 
+/* As begin(). */
+static int keep(struct sock_request *r, struct packet *p, char detail[static MOUNT_DETAIL_MAX])
+{
+	int e = sock_keep(r->connection, p, detail);
+
+	if (e == 0)
+		answer(r);
+	return e;
+}
+
 static void handle(struct connection *c, struct packet *p)
 {
 	struct sock_request *r = sock_request_new(c, &p->request);
@@ -282,7 +302,9 @@ static void handle(struct connection *c, struct packet *p)
 	if (e == PMEM_AGENT_REFUSED)
 		r->reply.type = PMEM_AGENT_PACKET_ERROR;
 	if (e == 0)
-		e = p->request.type == PMEM_AGENT_PACKET_QUERY ? query(r, p) : begin(r, p, detail);
+		e = p->request.type == PMEM_AGENT_PACKET_QUERY  ? query(r, p)
+		    : p->request.type == PMEM_AGENT_PACKET_KEEP ? keep(r, p, detail)
+								: begin(r, p, detail);
 	if (e == 0)
 		return;
 	if (e < 0)
@@ -327,10 +349,12 @@ static void update(struct connection *c)
 {
 	struct epoll_event e = { .data.ptr = c };
 
-	if (c->ended && c->n_outstanding == 0) {
+	if (c->ended && c->n_outstanding == 0 && !c->kept) {
 		connection_free(c);
 		return;
 	}
+	if (c->ended)
+		sock_kept_drop(c);
 	if (can_receive(c))
 		e.events |= EPOLLIN;
 	if (!TAILQ_EMPTY(&c->replies))
@@ -341,6 +365,9 @@ static void update(struct connection *c)
 		e.events = EPOLLET;
 		sock_retry_later(c->sock);
 	}
+	/* Likewise: until what it has us keep is closed. */
+	if (c->ended && c->kept)
+		e.events |= EPOLLET;
 	if (e.events != c->events && epoll_ctl(c->sock->ready, EPOLL_CTL_MOD, c->fd, &e) == 0)
 		c->events = e.events;
 }
@@ -462,6 +489,7 @@ struct connection *connection_free(struct connection *c)
 	leave_turns(c);
 	epoll_ctl(s->ready, EPOLL_CTL_DEL, c->fd,
 		  NULL); /* closing is not enough: a child may have the descriptor too */
+	sock_kept_abandon(c);
 	safe_close(c->fd);
 	TAILQ_REMOVE(&s->connections, c, entry);
 	free(c);

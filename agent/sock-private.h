@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * sock-private: what the two files of the socket's door share
+ * sock-private: what the three files of the socket's door share
  *
  *   sock.c             who listens, who may connect, how it ends
  *   sock-connection.c  packets in, replies out
+ *   sock-kept.c        descriptors that peers have us keep
  */
 #pragma once
 
@@ -23,6 +24,8 @@
 #define SOCK_WORK_PER_LOOK     64
 #define SOCK_READY_AT_ONCE     256
 
+struct packet;
+struct sock_kept;
 struct sock_request;
 
 TAILQ_HEAD(connection_list, connection);
@@ -32,12 +35,14 @@ struct sock_user {
 	uid_t uid;
 	unsigned int n_connections;
 	unsigned int n_requests; /* not answered */
+	unsigned int n_kept;
 	struct connection_list ready;
 	TAILQ_ENTRY(sock_user) entry, turn;
 };
 
 TAILQ_HEAD(sock_user_list, sock_user);
 TAILQ_HEAD(sock_request_list, sock_request);
+TAILQ_HEAD(sock_kept_list, sock_kept);
 
 struct connection {
 	struct sock *sock;
@@ -48,6 +53,7 @@ struct connection {
 	struct sock_request_list waiting;
 	struct sock_request_list replies; /* the peer has no room for */
 	unsigned int n_outstanding;       /* on both lists */
+	struct sock_kept *kept;           /* NULL: none */
 	bool ended;                       /* nothing more will come in */
 	bool left;                        /* nothing goes out: the peer is gone, or we want no more of it */
 	TAILQ_ENTRY(connection) entry, turn;
@@ -62,7 +68,8 @@ struct sock {
 	sd_event_source *listen_source;
 	sd_event_source *retry_source; /* accepts and reads again after a shortage */
 	unsigned int max_connections, max_requests;
-	unsigned int n_connections, n_requests;
+	unsigned int n_connections, n_requests, n_kept;
+	struct sock_kept_list kept;
 	struct connection_list connections;
 	struct sock_user_list users;
 	struct sock_user_list turns; /* those who have a connection that is ready */
@@ -108,3 +115,17 @@ void connection_stop(struct connection *c);
 
 /* Who waits is told that nobody knows, and the connection is freed. */
 void connection_abandon(struct connection *c);
+
+/* ---- sock-kept.c ---- */
+
+/* The descriptor of the packet is kept from here on. 0, an answer with `detail`, or a negative errno. */
+int sock_keep(struct connection *c, struct packet *p, char detail[static MOUNT_DETAIL_MAX]);
+
+/* A duplicate of what a connection of the same user has us keep by that number, or a negative errno: -ENOENT. */
+int sock_kept_copy(const struct connection *c, uint64_t number);
+
+/* What the connection has us keep is closed; when that is done it has none, and connection_retry() is called. */
+void sock_kept_drop(struct connection *c);
+
+/* The same, and the connection goes at once. */
+void sock_kept_abandon(struct connection *c);

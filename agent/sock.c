@@ -251,6 +251,7 @@ int sock_new(struct manager *m, const char *runtime_dir, struct sock **ret)
 	TAILQ_INIT(&s->connections);
 	TAILQ_INIT(&s->users);
 	TAILQ_INIT(&s->turns);
+	TAILQ_INIT(&s->kept);
 	set_bounds(s);
 	s->ready = epoll_create1(EPOLL_CLOEXEC);
 	if (s->ready < 0)

@@ -16,7 +16,10 @@
 /* A connection: a blocking descriptor, or a negative errno. Does not wait: -EAGAIN if too many do. */
 int exchange_connect(const struct sockaddr_un *address);
 
-/* Sends `request` with the descriptor `fd`. Does not wait: -EAGAIN if there is no room. 0 or a negative errno. */
+/*
+ * Sends `request` with the descriptor `fd`, unless it is for one that is kept. Does not wait: -EAGAIN if there is no
+ * room. 0 or a negative errno.
+ */
 int exchange_send(int connection, const struct pmem_agent_request *request, int fd);
 
 /* Whether that error says that the peer takes nothing more and surely has not got this packet either. */

@@ -53,6 +53,7 @@ enum pmem_agent_packet {
 	PMEM_AGENT_PACKET_FLUSH = 1, /* a request, and its reply */
 	PMEM_AGENT_PACKET_ERROR, /* a reply to what is no request; id 0: to all that the connection still waits for */
 	PMEM_AGENT_PACKET_QUERY, /* a request to tell what a flush would come to, without making one, and its reply */
+	PMEM_AGENT_PACKET_KEEP,  /* a request to keep the descriptor for as long as the connection, and its reply */
 };
 
 enum pmem_agent_scope {
@@ -92,8 +93,16 @@ struct pmem_agent_request {
 	uint32_t scope;        /* enum pmem_agent_scope */
 	uint32_t flags;        /* 0 */
 	uint64_t timeout_usec; /* from its arrival to PMEM_AGENT_TIMEOUT; 0: none; of a query: 0 */
-	uint64_t reserved[4];  /* 0 */
+	uint64_t kept;         /* of a flush without a descriptor: the id with which one was given to be kept; else 0 */
+	uint64_t reserved[3];  /* 0 */
 };
+
+/*
+ * PMEM_AGENT_PACKET_KEEP is for a mapping whose descriptor is going to be closed. Its `id` is a random number, by which
+ * flushes on any connection of the same user name the descriptor. A connection keeps one, until the peer shuts it down
+ * for writing or closes it; the agent closes it only after it has dropped the descriptor. The reply's `answer` is 0 if
+ * it is kept, and never a promise.
+ */
 
 /* A region, by the name of its page (16 hexadecimal digits, then ".page"), and the round that confirmed. */
 struct pmem_agent_epoch {

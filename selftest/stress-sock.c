@@ -222,7 +222,7 @@ static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 		request.version += 1 + below(c, 9);
 		break;
 	case 1:
-		request.type = PMEM_AGENT_PACKET_QUERY + 1 + below(c, 9);
+		request.type = PMEM_AGENT_PACKET_KEEP + 1 + below(c, 9);
 		break;
 	case 2:
 		request.scope = PMEM_AGENT_N_SCOPES + below(c, 9);
@@ -231,7 +231,10 @@ static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 		request.flags = 1U << below(c, 32);
 		break;
 	case 4:
-		request.reserved[below(c, 4)] = 1;
+		if (below(c, 4) == 0)
+			request.kept = 1;
+		else
+			request.reserved[below(c, 3)] = 1;
 		break;
 	case 5:
 		size = below(c, sizeof(request));
