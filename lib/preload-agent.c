@@ -27,13 +27,7 @@
 
 enum line_state { LINE_FREE, LINE_IDLE, LINE_BUSY };
 
-struct line {
-	uint32_t state;
-	int fd;
-	uint64_t inode; /* of the socket: whether the number is still ours */
-};
-
-static struct line lines[N_LINES];
+static struct preload_line lines[N_LINES];
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 
 /*
@@ -58,24 +52,31 @@ void preload_agent_init(void)
 	owner = page;
 }
 
-static bool is_socket(int fd, uint64_t inode)
+bool preload_line_is_ours(const struct preload_line *line)
 {
 	struct stat st;
 
-	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_ino == inode;
+	return fstat(line->fd, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_ino == line->inode;
+}
+
+void preload_line_close(const struct preload_line *line)
+{
+	if (preload_line_is_ours(line))
+		preload_close(line->fd);
 }
 
 /* The lines that a child has inherited are its parent's: it gives up its duplicates of them. */
 static void inherit(void)
 {
 	for (unsigned int i = 0; i < N_LINES; i++) {
-		if (lines[i].state != LINE_FREE && is_socket(lines[i].fd, lines[i].inode))
-			close(lines[i].fd);
+		if (lines[i].state != LINE_FREE)
+			preload_line_close(&lines[i]);
 		lines[i].state = LINE_FREE;
 	}
+	preload_kept_inherit();
 }
 
-static bool lines_are_ours(void)
+bool preload_is_own_process(void)
 {
 	int32_t pid = getpid(), none = 0;
 
@@ -90,12 +91,12 @@ static bool lines_are_ours(void)
 	return true;
 }
 
-static bool claim_state(struct line *line, uint32_t state)
+static bool claim_state(struct preload_line *line, uint32_t state)
 {
 	return __atomic_compare_exchange_n(&line->state, &state, LINE_BUSY, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-static void let_go(struct line *line, enum line_state state)
+static void let_go(struct preload_line *line, enum line_state state)
 {
 	__atomic_store_n(&line->state, state, __ATOMIC_RELEASE);
 }
@@ -107,7 +108,7 @@ static void sleep_a_little(void)
 	nanosleep(&ts, NULL);
 }
 
-static int connect_line(struct line *line)
+int preload_line_connect(struct preload_line *line)
 {
 	struct stat st;
 	int fd, high;
@@ -119,7 +120,7 @@ static int connect_line(struct line *line)
 		return fd;
 	high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
 	if (high >= 0) {
-		close(fd);
+		preload_close(fd);
 		fd = high;
 	}
 	line->fd = fd;
@@ -128,16 +129,16 @@ static int connect_line(struct line *line)
 }
 
 /* A line to be used by nobody else, connected: one of `lines`, or `own`. 0 or a negative errno. */
-static int claim(struct line *own, struct line **ret)
+static int claim(struct preload_line *own, struct preload_line **ret)
 {
-	bool ours = lines_are_ours();
-	struct line *line = own;
+	bool ours = preload_is_own_process();
+	struct preload_line *line = own;
 	int r;
 
 	for (unsigned int i = 0; ours && i < N_LINES; i++) {
 		if (!claim_state(&lines[i], LINE_IDLE))
 			continue;
-		if (is_socket(lines[i].fd, lines[i].inode)) {
+		if (preload_line_is_ours(&lines[i])) {
 			*ret = &lines[i];
 			return 0;
 		}
@@ -147,7 +148,7 @@ static int claim(struct line *own, struct line **ret)
 	for (unsigned int i = 0; ours && line == own && i < N_LINES; i++)
 		if (claim_state(&lines[i], LINE_FREE))
 			line = &lines[i];
-	r = connect_line(line);
+	r = preload_line_connect(line);
 	if (r < 0 && line != own)
 		let_go(line, LINE_FREE);
 	*ret = line;
@@ -155,14 +156,13 @@ static int claim(struct line *own, struct line **ret)
 }
 
 /* `reusable`: nothing is under way on it. */
-static void give_back(struct line *line, const struct line *own, bool reusable)
+static void give_back(struct preload_line *line, const struct preload_line *own, bool reusable)
 {
 	if (line != own && reusable) {
 		let_go(line, LINE_IDLE);
 		return;
 	}
-	if (is_socket(line->fd, line->inode))
-		close(line->fd);
+	preload_line_close(line);
 	if (line != own)
 		let_go(line, LINE_FREE);
 }
@@ -176,7 +176,8 @@ static bool is_same(int fd, const struct preload_file *file)
 }
 
 /* Sends it to whichever agent takes it. 0 or a negative errno: nobody has got it. */
-static int deliver(const struct pmem_agent_request *request, int fd, struct line *own, struct line **ret)
+static int deliver(const struct pmem_agent_request *request, int fd, struct preload_line *own,
+		   struct preload_line **ret)
 {
 	int r = -ECONNRESET;
 
@@ -196,7 +197,7 @@ static int deliver(const struct pmem_agent_request *request, int fd, struct line
 }
 
 /* The answer to the only request under way there. False: it ended before. */
-static bool receive(const struct line *line, struct pmem_agent_reply *reply, struct exchange_verdict *v)
+static bool receive(const struct preload_line *line, struct pmem_agent_reply *reply, struct exchange_verdict *v)
 {
 	ssize_t size;
 
@@ -211,7 +212,7 @@ static bool receive(const struct line *line, struct pmem_agent_reply *reply, str
 	return true;
 }
 
-enum preload_outcome preload_ask(int fd, enum pmem_agent_scope scope, const struct preload_file *file,
+enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
 				 struct preload_reply *ret)
 {
 	const struct pmem_agent_request request = {
@@ -219,15 +220,16 @@ enum preload_outcome preload_ask(int fd, enum pmem_agent_scope scope, const stru
 		.type = PMEM_AGENT_PACKET_FLUSH,
 		.id = 1,
 		.scope = scope,
+		.kept = h.kept,
 	};
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
-	struct line own = { .fd = -1 }, *line;
+	struct preload_line own = { .fd = -1 }, *line;
 	bool same;
 
-	if (deliver(&request, fd, &own, &line) < 0)
+	if (deliver(&request, h.fd, &own, &line) < 0)
 		return PRELOAD_UNASKED;
-	same = is_same(fd, file);
+	same = h.kept || is_same(h.fd, file);
 	if (!receive(line, &reply, &v)) {
 		give_back(line, &own, false);
 		return PRELOAD_UNKNOWN;

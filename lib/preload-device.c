@@ -1,29 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * preload-device: which files concern us, and what is known of the regions below them, also without the agent
+ * preload-device: which files concern us, and what has failed on them
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "preload.h"
 
 #define N_DEVICES     64
-#define N_EMULATED    16
-#define RETRY_NSEC    1000000
-#define MAX_RETRIES   100 /* of what passes within milliseconds, if it passes */
-#define PAGE_SUFFIX   ".page"
+#define N_SPECIAL     64
 #define FILE_IDENTITY "file:"
 
 struct preload_device {
@@ -35,174 +27,89 @@ struct preload_device {
 	uint32_t is_no_region; /* by sysfs, for good */
 };
 
-struct emulated {
+/* A file that stands for a region. */
+struct special {
 	uint64_t device, inode, page; /* device is stored last; 0: free */
+	uint32_t claimed;
+	enum preload_kind kind;
+	uint32_t mapped;      /* has been */
+	uint32_t synchronous; /* the CPU's own flush is enough, for good */
 };
 
 static struct preload_device devices[N_DEVICES];
-static struct emulated emulated[N_EMULATED];
+static struct special specials[N_SPECIAL];
 static char directory[80] = PMEM_AGENT_RUNTIME_DIR;
-static uint32_t active, any_stuck;
-static uint64_t looked_sec, seen_nsec; /* when, and what its time of change was */
+static uint32_t active, any_stuck, any_unplaced; /* the last: it could not be noted on which device */
+static uint32_t n_mapped;                        /* specials that are, and are not known to be synchronous */
+static uint64_t seen_nsec;                       /* the directory's time of change */
+static uint32_t looked_sec;
 
 const char *preload_directory(void)
 {
 	return directory;
 }
 
-static uint64_t now_sec(void)
+static uint32_t now_sec(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
-	return (uint64_t)ts.tv_sec + 1;
+	return (uint32_t)ts.tv_sec + 1;
 }
 
-static void sleep_a_little(void)
-{
-	const struct timespec ts = { .tv_nsec = RETRY_NSEC };
+/* ---- files that stand for regions ---- */
 
-	nanosleep(&ts, NULL);
+static struct special *find_special(uint64_t device, uint64_t inode)
+{
+	for (unsigned int i = 0; i < N_SPECIAL; i++)
+		if (__atomic_load_n(&specials[i].device, __ATOMIC_ACQUIRE) == device && specials[i].inode == inode)
+			return &specials[i];
+	return NULL;
 }
 
-/* ---- pages ---- */
-
-static const struct pmem_agent_page *map_page(const char *path)
+static void add_special(enum preload_kind kind, uint64_t device, uint64_t inode, uint64_t page)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	struct stat st;
-	void *page = MAP_FAILED;
+	for (unsigned int i = 0; i < N_SPECIAL && !find_special(device, inode); i++) {
+		struct special *s = &specials[i];
+		uint32_t none = 0;
 
-	if (fd < 0)
-		return NULL;
-	if (fstat(fd, &st) == 0 && st.st_size >= PMEM_AGENT_PAGE_SIZE)
-		page = mmap(NULL, PMEM_AGENT_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
-	close(fd);
-	return page == MAP_FAILED ? NULL : page;
-}
-
-static void unmap_page(const struct pmem_agent_page *page)
-{
-	munmap((void *)page, PMEM_AGENT_PAGE_SIZE);
-}
-
-static void page_path(uint64_t number, char *ret, size_t size)
-{
-	snprintf(ret, size, "%s/%016" PRIx64 PAGE_SUFFIX, directory, number);
-}
-
-/* Calls it for each page until it says true. True: one has; or there may be pages that can't be read. */
-static bool any_page(bool (*of)(const struct pmem_agent_page *page, uint64_t number, const void *data),
-		     const void *data)
-{
-	char buffer[512], path[128];
-	int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	bool found = fd < 0 && errno != ENOENT;
-	long n;
-
-	while (!found && fd >= 0 && (n = syscall(SYS_getdents64, fd, buffer, sizeof(buffer))) > 0) {
-		for (long at = 0; !found && at < n; at += *(uint16_t *)(buffer + at + 16)) {
-			const char *name = buffer + at + 19;
-			const struct pmem_agent_page *page;
-			char *end;
-			uint64_t number = strtoull(name, &end, 16);
-
-			if (end == name || strcmp(end, PAGE_SUFFIX) != 0)
-				continue;
-			page_path(number, path, sizeof(path));
-			page = map_page(path);
-			found = !page || of(page, number, data);
-			if (page)
-				unmap_page(page);
-		}
+		if (!__atomic_compare_exchange_n(&s->claimed, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			continue;
+		s->kind = kind;
+		s->inode = inode;
+		s->page = page;
+		__atomic_store_n(&s->device, device, __ATOMIC_RELEASE);
 	}
-	if (fd >= 0)
-		close(fd);
-	return found;
 }
 
-/* Field 22 of /proc/PID/stat; 0: there is no such process. */
-static uint64_t start_time_of(uint32_t pid)
-{
-	char path[32], text[512], *p;
-	ssize_t n;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	text[n > 0 ? n : 0] = '\0';
-	/* The name may have anything in it; 20 spaces after its end. */
-	p = strrchr(text, ')');
-	for (unsigned int i = 0; p && i < 20; i++)
-		p = strchr(p + 1, ' ');
-	return p ? strtoull(p + 1, NULL, 10) : 0;
-}
-
-/* The rounds that are in flight end; false: nobody can tell how. */
-static bool settle_page(const struct pmem_agent_page *page)
-{
-	uint64_t started = __atomic_load_n(&page->worker.started, __ATOMIC_ACQUIRE);
-
-	while (__atomic_load_n(&page->worker.done, __ATOMIC_ACQUIRE) < started) {
-		uint64_t start_time = __atomic_load_n(&page->worker.start_time, __ATOMIC_ACQUIRE);
-		uint32_t pid = __atomic_load_n(&page->worker.pid, __ATOMIC_ACQUIRE);
-
-		if (pid == 0 || start_time_of(pid) != start_time)
-			return __atomic_load_n(&page->worker.done, __ATOMIC_ACQUIRE) >= started;
-		sleep_a_little();
-	}
-	return true;
-}
-
-static bool page_is_lost(const struct pmem_agent_page *page, bool settle)
-{
-	int lost = PMEM_AGENT_UNKNOWN;
-
-	if (settle && !settle_page(page))
-		return true;
-	for (unsigned int i = 0; i < MAX_RETRIES && lost == PMEM_AGENT_UNKNOWN; i++) {
-		if (i > 0)
-			sleep_a_little();
-		lost = pmem_agent_page_lost(page);
-	}
-	return lost != 0;
-}
-
-/* ---- emulated regions ---- */
-
-static bool add_emulated(const struct pmem_agent_page *page, uint64_t number, const void *data)
+void preload_device_add_page(const struct pmem_agent_page *page, uint64_t number)
 {
 	const char *path = page->identity + strlen(FILE_IDENTITY);
 	struct stat st;
 
-	if (strncmp(page->identity, FILE_IDENTITY, strlen(FILE_IDENTITY)) != 0 || stat(path, &st) < 0)
-		return false;
-	for (unsigned int i = 0; i < N_EMULATED; i++) {
-		struct emulated *e = &emulated[i];
-		uint64_t none = 0;
-
-		if (e->device == st.st_dev && e->inode == st.st_ino)
-			return false;
-		if (!__atomic_compare_exchange_n(&e->page, &none, number, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-			continue;
-		e->inode = st.st_ino;
-		__atomic_store_n(&e->device, st.st_dev, __ATOMIC_RELEASE);
-		return false;
-	}
-	return false;
+	if (strncmp(page->identity, FILE_IDENTITY, strlen(FILE_IDENTITY)) == 0 && stat(path, &st) == 0)
+		add_special(PRELOAD_EMULATED, st.st_dev, st.st_ino, number);
 }
 
-static const struct emulated *find_emulated(uint64_t device, uint64_t inode)
+bool preload_device_is_region(uint64_t device, uint64_t inode)
 {
-	for (unsigned int i = 0; i < N_EMULATED; i++)
-		if (__atomic_load_n(&emulated[i].device, __ATOMIC_ACQUIRE) == device && emulated[i].inode == inode)
-			return &emulated[i];
-	return NULL;
+	return find_special(device, inode);
 }
+
+void preload_device_note_mapped(const struct preload_file *file)
+{
+	struct special *s = find_special(file->device, file->inode);
+
+	if (s && !__atomic_exchange_n(&s->mapped, 1, __ATOMIC_ACQ_REL))
+		__atomic_fetch_add(&n_mapped, 1, __ATOMIC_RELEASE);
+}
+
+bool preload_device_any_mapped(void)
+{
+	return __atomic_load_n(&n_mapped, __ATOMIC_ACQUIRE) > 0;
+}
+
+/* ---- whether there is an agent ---- */
 
 static void look(void)
 {
@@ -214,14 +121,14 @@ static void look(void)
 	nsec = (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec;
 	if (nsec == __atomic_load_n(&seen_nsec, __ATOMIC_RELAXED))
 		return;
-	any_page(add_emulated, NULL);
-	__atomic_store_n(&seen_nsec, nsec, __ATOMIC_RELAXED);
+	if (preload_page_look(directory) == 0)
+		__atomic_store_n(&seen_nsec, nsec, __ATOMIC_RELAXED);
 	__atomic_store_n(&active, 1, __ATOMIC_RELEASE);
 }
 
-bool preload_is_active(void)
+uint32_t preload_is_active(void)
 {
-	uint64_t now = now_sec();
+	uint32_t now = now_sec();
 
 	if (__atomic_load_n(&looked_sec, __ATOMIC_RELAXED) != now) {
 		int saved = errno, cancel;
@@ -232,7 +139,7 @@ bool preload_is_active(void)
 		pthread_setcancelstate(cancel, NULL);
 		errno = saved;
 	}
-	return __atomic_load_n(&active, __ATOMIC_ACQUIRE) || __atomic_load_n(&any_stuck, __ATOMIC_RELAXED);
+	return __atomic_load_n(&active, __ATOMIC_ACQUIRE) || __atomic_load_n(&any_stuck, __ATOMIC_RELAXED) ? now : 0;
 }
 
 void preload_device_init(void)
@@ -325,20 +232,23 @@ static bool is_ours(const struct preload_device *d, uint64_t device)
 
 void preload_device_guess(uint64_t device, uint64_t inode, struct preload_file *ret)
 {
+	const struct special *special = find_special(device, inode);
+
 	*ret = (struct preload_file){
 		.kind = PRELOAD_NONE,
 		.device = device,
 		.inode = inode,
 		.known = preload_device_find(device),
 	};
-	if (find_emulated(device, inode))
-		ret->kind = PRELOAD_EMULATED;
+	if (special)
+		ret->kind = special->kind;
 	else if (ret->known && is_ours(ret->known, device))
 		ret->kind = PRELOAD_DAX_FILE;
 }
 
 void preload_classify(int fd, bool filesystem, struct preload_file *ret)
 {
+	const struct special *special;
 	struct statx stx;
 
 	*ret = (struct preload_file){ .kind = PRELOAD_NONE };
@@ -346,12 +256,17 @@ void preload_classify(int fd, bool filesystem, struct preload_file *ret)
 		return;
 	ret->device = makedev(stx.stx_dev_major, stx.stx_dev_minor);
 	ret->inode = stx.stx_ino;
-	if (S_ISCHR(stx.stx_mode) && !filesystem && is_dax_device(makedev(stx.stx_rdev_major, stx.stx_rdev_minor)))
+	special = filesystem ? NULL : find_special(ret->device, ret->inode);
+	if (S_ISCHR(stx.stx_mode) && !filesystem && is_dax_device(makedev(stx.stx_rdev_major, stx.stx_rdev_minor))) {
 		ret->kind = PRELOAD_DAX_DEVICE;
-	else if (S_ISREG(stx.stx_mode) && !filesystem && find_emulated(ret->device, ret->inode))
+		if (!special)
+			add_special(PRELOAD_DAX_DEVICE, ret->device, ret->inode, 0);
+	} else if (S_ISREG(stx.stx_mode) && special && special->kind == PRELOAD_EMULATED) {
 		ret->kind = PRELOAD_EMULATED;
-	else if (filesystem ? !may_be_region(ret->device) : !(stx.stx_attributes & STATX_ATTR_DAX))
+	} else if (filesystem ? !may_be_region(ret->device) : !(stx.stx_attributes & STATX_ATTR_DAX)) {
+		ret->ordinary = S_ISREG(stx.stx_mode) && !filesystem;
 		return;
+	}
 	ret->known = remember_device(ret->device);
 	if (ret->kind == PRELOAD_NONE && is_ours(ret->known, ret->device))
 		ret->kind = PRELOAD_DAX_FILE;
@@ -372,44 +287,47 @@ void preload_device_dismiss(const struct preload_file *file)
 		__atomic_store_n(&file->known->not_before, now_sec() + 1, __ATOMIC_RELAXED);
 }
 
-/* ---- losses ---- */
-
-/* 0: not known which page it is. */
-static uint64_t page_of(const struct preload_file *file)
+void preload_device_learn_synchronous(const struct preload_file *file)
 {
-	const struct emulated *e;
+	struct special *s = file->kind == PRELOAD_DAX_DEVICE ? find_special(file->device, file->inode) : NULL;
 
-	if (file->kind == PRELOAD_EMULATED) {
-		e = find_emulated(file->device, file->inode);
-		return e ? e->page : 0;
-	}
-	return file->known ? __atomic_load_n(&file->known->page, __ATOMIC_RELAXED) : 0;
+	if (s && __atomic_load_n(&s->mapped, __ATOMIC_ACQUIRE) &&
+	    !__atomic_exchange_n(&s->synchronous, 1, __ATOMIC_ACQ_REL))
+		__atomic_fetch_sub(&n_mapped, 1, __ATOMIC_RELEASE);
 }
 
-static const struct pmem_agent_page *map_page_of(const struct preload_file *file)
-{
-	uint64_t number = page_of(file);
-	char path[128];
+/* ---- losses ---- */
 
-	if (number == 0)
-		return NULL;
-	page_path(number, path, sizeof(path));
-	return map_page(path);
+/* NULL: it isn't known which, or it can't be read: `ret_known`. */
+static const struct pmem_agent_page *page_of(const struct preload_file *file, bool *ret_known)
+{
+	const struct special *s;
+	uint64_t number = 0;
+
+	if (file->kind == PRELOAD_EMULATED) {
+		s = find_special(file->device, file->inode);
+		number = s ? s->page : 0;
+	} else if (file->known) {
+		number = __atomic_load_n(&file->known->page, __ATOMIC_RELAXED);
+	}
+	*ret_known = number != 0;
+	return number ? preload_page_find(directory, number) : NULL;
 }
 
 void preload_device_stick(const struct preload_file *file)
 {
 	const struct pmem_agent_page *page;
 	uint64_t acknowledged = UINT64_MAX; /* without a page for ever */
+	bool known;
 
 	__atomic_store_n(&any_stuck, 1, __ATOMIC_RELAXED);
-	if (!file->known)
+	if (!file->known) {
+		__atomic_store_n(&any_unplaced, 1, __ATOMIC_RELEASE);
 		return;
-	page = map_page_of(file);
-	if (page) {
-		acknowledged = __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE);
-		unmap_page(page);
 	}
+	page = page_of(file, &known);
+	if (page)
+		acknowledged = __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE);
 	__atomic_store_n(&file->known->acknowledged, acknowledged, __ATOMIC_RELAXED);
 	__atomic_store_n(&file->known->stuck, 1, __ATOMIC_RELEASE);
 }
@@ -417,43 +335,30 @@ void preload_device_stick(const struct preload_file *file)
 bool preload_device_is_stuck(const struct preload_file *file)
 {
 	const struct pmem_agent_page *page;
-	bool acknowledged = false;
+	bool known;
 
-	/* Where it could not be noted which one has failed, each of them may have. */
+	/* Where it could not be noted which one has failed, each of them may have; and so may one that is not noted. */
+	if (__atomic_load_n(&any_unplaced, __ATOMIC_ACQUIRE))
+		return true;
 	if (!file->known)
 		return __atomic_load_n(&any_stuck, __ATOMIC_RELAXED);
 	if (!__atomic_load_n(&file->known->stuck, __ATOMIC_ACQUIRE))
 		return false;
-	page = map_page_of(file);
-	if (page) {
-		acknowledged = pmem_agent_page_lost(page) == 0 &&
-			       __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE) >
-				   __atomic_load_n(&file->known->acknowledged, __ATOMIC_RELAXED);
-		unmap_page(page);
-	}
-	if (acknowledged)
-		__atomic_store_n(&file->known->stuck, 0, __ATOMIC_RELEASE);
-	return !acknowledged;
-}
-
-/* An emulated region has nothing to do with devices. */
-static bool is_lost_for_device(const struct pmem_agent_page *page, uint64_t number, const void *data)
-{
-	return strncmp(page->identity, FILE_IDENTITY, strlen(FILE_IDENTITY)) != 0 &&
-	       page_is_lost(page, *(const bool *)data);
+	page = page_of(file, &known);
+	if (!page || pmem_agent_page_lost(page) != 0 ||
+	    __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE) <=
+		__atomic_load_n(&file->known->acknowledged, __ATOMIC_RELAXED))
+		return true;
+	__atomic_store_n(&file->known->stuck, 0, __ATOMIC_RELEASE);
+	return false;
 }
 
 bool preload_device_is_lost(const struct preload_file *file, bool settle)
 {
-	const struct pmem_agent_page *page;
-	bool lost;
+	bool known;
+	const struct pmem_agent_page *page = page_of(file, &known);
 
-	if (page_of(file) == 0)
-		return any_page(is_lost_for_device, &settle);
-	page = map_page_of(file);
-	if (!page)
-		return true;
-	lost = page_is_lost(page, settle);
-	unmap_page(page);
-	return lost;
+	if (!known)
+		return preload_page_any_is_lost(directory, file->kind == PRELOAD_NONE, settle);
+	return !page || preload_page_is_lost(page, settle);
 }

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * preload-map: which files lie below an address range, and by which descriptor the application holds them
+ * preload-map: which files lie below an address range, and how the application holds them
  *
  * What lies where the kernel is asked, each time: so nothing is missed of mremap, MAP_FIXED, fork and what others map.
  * What is remembered of mmap() is only where a descriptor of the file may be, and it is looked at before it is used.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -63,7 +64,13 @@ static void hold(int fd, const struct preload_file *file)
 	__atomic_store_n(&held[place].device, file->device, __ATOMIC_RELEASE);
 }
 
-void preload_map_note(int fd)
+static bool stands_for(int fd, uint64_t device, uint64_t inode, struct preload_file *ret)
+{
+	preload_classify(fd, false, ret);
+	return ret->device == device && ret->inode == inode && !(fcntl(fd, F_GETFL) & O_PATH);
+}
+
+void preload_map_note(int fd, uintptr_t start, uintptr_t end)
 {
 	int saved = errno;
 	struct preload_file file;
@@ -72,15 +79,33 @@ void preload_map_note(int fd)
 	/* Also where the agent has just said that it is none of its regions: by the time of msync() it may be. */
 	if (file.kind != PRELOAD_NONE || file.known) {
 		hold(fd, &file);
+		preload_device_note_mapped(&file);
+		preload_kept_extend(file.device, file.inode, start, end);
 		__atomic_store_n(&any_noted, 1, __ATOMIC_RELEASE);
 	}
 	errno = saved;
 }
 
-static bool stands_for(int fd, uint64_t device, uint64_t inode, struct preload_file *ret)
+/* What it was, was noted when it was mapped; what it is, the agent looks at. */
+void preload_map_closing(int fd)
 {
-	preload_classify(fd, false, ret);
-	return ret->device == device && ret->inode == inode && !(fcntl(fd, F_GETFL) & O_PATH);
+	struct preload_file file;
+	int saved, cancel;
+
+	if (fd < 0 || preload_map_is_empty())
+		return;
+	for (unsigned int i = 0; i < N_HELD; i++) {
+		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) == 0)
+			return;
+		if (__atomic_load_n(&held[i].fd, __ATOMIC_RELAXED) != fd)
+			continue;
+		saved = errno;
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+		if (stands_for(fd, held[i].device, held[i].inode, &file) && file.kind != PRELOAD_NONE)
+			preload_kept_offer(fd, &file);
+		pthread_setcancelstate(cancel, NULL);
+		errno = saved;
+	}
 }
 
 static int search(uint64_t device, uint64_t inode, struct preload_file *ret)
@@ -98,28 +123,29 @@ static int search(uint64_t device, uint64_t inode, struct preload_file *ret)
 		}
 	}
 	if (directory >= 0)
-		close(directory);
+		preload_close(directory);
 	if (found >= 0)
 		hold(found, ret);
 	return found;
 }
 
-int preload_map_find_fd(uint64_t device, uint64_t inode, struct preload_file *ret)
+struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, struct preload_file *ret)
 {
-	int fd;
+	struct preload_handle h = { .fd = -1 };
 
 	for (unsigned int i = 0; i < N_HELD; i++) {
 		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) != device || held[i].inode != inode)
 			continue;
-		fd = __atomic_load_n(&held[i].fd, __ATOMIC_RELAXED);
-		if (stands_for(fd, device, inode, ret))
-			return fd;
+		h.fd = __atomic_load_n(&held[i].fd, __ATOMIC_RELAXED);
+		if (stands_for(h.fd, device, inode, ret))
+			return h;
 		break;
 	}
-	fd = search(device, inode, ret);
-	if (fd < 0)
+	h.kept = preload_kept_find(device, inode);
+	h.fd = h.kept ? -1 : search(device, inode, ret);
+	if (h.fd < 0)
 		preload_device_guess(device, inode, ret);
-	return fd;
+	return h;
 }
 
 /* ---- mappings ---- */
@@ -134,7 +160,7 @@ int preload_map_open(struct preload_map *map)
 
 void preload_map_close(struct preload_map *map)
 {
-	close(map->fd);
+	preload_close(map->fd);
 }
 
 static int read_char(struct preload_map *map)

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
@@ -28,6 +29,8 @@ static struct {
 	sync_call fsync, fdatasync, syncfs;
 	int (*msync)(void *address, size_t size, int flags);
 	void *(*mmap)(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+	int (*munmap)(void *address, size_t size);
+	void *(*mremap)(void *old, size_t old_size, size_t new_size, int flags, ...);
 } real;
 
 /* Before this library is initialised others may call already. */
@@ -56,6 +59,22 @@ static void *bare_mmap(void *address, size_t size, int protection, int flags, in
 	return (void *)syscall(SYS_mmap, address, size, protection, flags, fd, offset);
 }
 
+static int bare_munmap(void *address, size_t size)
+{
+	return (int)syscall(SYS_munmap, address, size);
+}
+
+static void *bare_mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
+{
+	va_list arguments;
+	void *new;
+
+	va_start(arguments, flags);
+	new = va_arg(arguments, void *);
+	va_end(arguments);
+	return (void *)syscall(SYS_mremap, old, old_size, new_size, flags, new);
+}
+
 #define REAL(name) (real.name ? real.name : bare_##name)
 
 /* The agent's own calls would wait for the agent; and where systemd listens for it, so would those of who starts it. */
@@ -69,6 +88,8 @@ __attribute__((constructor)) static void init(void)
 		 (getpid() == 1 && strcmp(program_invocation_short_name, "systemd") == 0);
 	preload_device_init();
 	preload_agent_init();
+	real.mremap = dlsym(RTLD_NEXT, "mremap");
+	real.munmap = dlsym(RTLD_NEXT, "munmap");
 	real.mmap = dlsym(RTLD_NEXT, "mmap");
 	real.msync = dlsym(RTLD_NEXT, "msync");
 	real.syncfs = dlsym(RTLD_NEXT, "syncfs");
@@ -85,6 +106,7 @@ struct call {
 	int fd;
 	void *address;
 	size_t size;
+	bool only_regions; /* of mappings: nothing but what stands for a region */
 };
 
 static int make(const struct call *c)
@@ -128,15 +150,18 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 		return 0;
 	case PMEM_AGENT_FAILED:
 		return reply->error == ENOSPC || reply->error == EDQUOT ? reply->error : EIO;
-	case PMEM_AGENT_ORDINARY:
 	case PMEM_AGENT_SYNCHRONOUS:
-	case PMEM_AGENT_FILESYSTEM:
 		preload_device_dismiss(file);
-		return device && reply->answer != PMEM_AGENT_SYNCHRONOUS ? EIO : -1;
+		preload_device_learn_synchronous(file);
+		return -1;
+	case PMEM_AGENT_ORDINARY:
+		preload_device_dismiss(file);
+		return device ? EIO : -1;
 	case PMEM_AGENT_UNFLUSHED:
 		/* Nothing is written there; or whatever is does not reach the host, and the real call would not say so.
 		 */
 		return !device && is_read_only(fd) ? -1 : EIO;
+	case PMEM_AGENT_FILESYSTEM:
 	case PMEM_AGENT_BUSY:
 	case PMEM_AGENT_MIXED:
 	case PMEM_AGENT_REFUSED:
@@ -155,8 +180,9 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 	return EIO;
 }
 
-/* 0 or an errno. `fd` is -1 where the application holds none. */
-static int flush(int fd, enum pmem_agent_scope scope, const struct preload_file *file, const struct call *c)
+/* 0 or an errno. */
+static int flush(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
+		 const struct call *c)
 {
 	struct preload_reply reply;
 	int error;
@@ -165,9 +191,9 @@ static int flush(int fd, enum pmem_agent_scope scope, const struct preload_file 
 		return EIO;
 	if (file->kind == PRELOAD_EMULATED || file->kind == PRELOAD_DAX_DEVICE)
 		scope = PMEM_AGENT_SCOPE_AUTO;
-	switch (fd >= 0 ? preload_ask(fd, scope, file, &reply) : PRELOAD_UNASKED) {
+	switch (h.fd >= 0 || h.kept ? preload_ask(h, scope, file, &reply) : PRELOAD_UNASKED) {
 	case PRELOAD_TOLD:
-		error = take(&reply, fd, file);
+		error = take(&reply, h.fd, file);
 		break;
 	case PRELOAD_UNASKED:
 	case PRELOAD_CHANGED:
@@ -195,18 +221,25 @@ static int route(int fd, enum pmem_agent_scope scope, sync_call call)
 {
 	const struct call c = { .sync = call, .fd = fd };
 	struct preload_file file;
-	int saved = errno, cancel, error;
+	uint32_t second = is_off ? 0 : preload_is_active();
+	int saved, cancel, error;
+	uint64_t stamp;
 
-	if (is_off || !preload_is_active())
+	if (second == 0 || (scope != PMEM_AGENT_SCOPE_FILESYSTEM && preload_fd_is_ordinary(fd, second)))
 		return call(fd);
+	saved = errno;
+	stamp = preload_fd_stamp(fd);
 	preload_classify(fd, scope == PMEM_AGENT_SCOPE_FILESYSTEM, &file);
 	errno = saved;
-	if (file.kind == PRELOAD_NONE)
+	if (file.kind == PRELOAD_NONE) {
+		if (file.ordinary)
+			preload_fd_mark(fd, stamp, second);
 		return call(fd);
+	}
 	/* A point of cancellation, as the real one; but not within. */
 	pthread_testcancel();
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = flush(fd, scope, &file, &c);
+	error = flush((struct preload_handle){ .fd = fd }, scope, &file, &c);
 	pthread_setcancelstate(cancel, NULL);
 	return finish(error, saved);
 }
@@ -243,21 +276,34 @@ static bool is_flushed(const struct flushed *f, const struct preload_mapping *m)
 	return false;
 }
 
-/* One mapping, of which `c` is the piece that is asked for. 0 or an errno. */
-static int sync_mapping(const struct preload_mapping *m, const struct call *c, struct flushed *f)
+/* The CPU's flush has been made already. */
+static int make_nothing(int fd)
 {
+	return 0;
+}
+
+/* One mapping, of which `c` is the piece that is asked for. 0 or an errno. */
+static int sync_mapping(const struct preload_mapping *m, struct call *c, struct flushed *f)
+{
+	struct preload_handle h;
 	struct preload_file file;
-	int fd, error;
+	int error;
 
 	if (is_flushed(f, m))
 		return 0;
+	if (c->only_regions && !preload_device_is_region(m->device, m->inode))
+		return 0;
 	if (!preload_device_find(m->device))
 		return make(c);
-	fd = preload_map_find_fd(m->device, m->inode, &file);
+	h = preload_map_find_handle(m->device, m->inode, &file);
 	if (file.kind == PRELOAD_NONE)
 		return make(c);
-	error = flush(fd, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
-	if (error == 0 && fd >= 0 && f->n < N_FLUSHED) {
+	/* Device-dax has no msync(): it is the agent, or the CPU alone. */
+	if (c->only_regions && file.kind == PRELOAD_DAX_DEVICE)
+		c->sync = make_nothing;
+	error = flush(h, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
+	/* Without a handle, or with one that the agent did not know, this piece alone has been synced. */
+	if (error == 0 && h.fd >= 0 && f->n < N_FLUSHED) {
 		f->files[f->n].device = m->device;
 		f->files[f->n++].inode = m->inode;
 	}
@@ -265,7 +311,7 @@ static int sync_mapping(const struct preload_mapping *m, const struct call *c, s
 }
 
 /* As the kernel does it: up to the first error, and holes don't count as one of these. 0 or an errno. */
-static int sync_mappings(uintptr_t start, uintptr_t end)
+static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions)
 {
 	struct flushed flushed = { .n = 0 };
 	bool hole = false;
@@ -275,9 +321,9 @@ static int sync_mappings(uintptr_t start, uintptr_t end)
 
 	if (r < 0) {
 		const struct call whole = { .address = (void *)start, .size = end - start };
-		const struct preload_file any = { .kind = PRELOAD_DAX_FILE };
+		const struct preload_file any = { .kind = PRELOAD_NONE };
 
-		return make_guarded(&whole, &any);
+		return only_regions ? EIO : make_guarded(&whole, &any);
 	}
 	for (uintptr_t at = start; error == 0 && at < end; at = m.end) {
 		r = preload_map_next(&map, at, &m);
@@ -286,7 +332,11 @@ static int sync_mappings(uintptr_t start, uintptr_t end)
 		if (m.start > at)
 			at = m.start;
 
-		const struct call piece = { .address = (void *)at, .size = (m.end < end ? m.end : end) - at };
+		struct call piece = {
+			.address = (void *)at,
+			.size = (m.end < end ? m.end : end) - at,
+			.only_regions = only_regions,
+		};
 
 		error = sync_mapping(&m, &piece, &flushed);
 		/* Others have unmapped it meanwhile. */
@@ -297,6 +347,19 @@ static int sync_mappings(uintptr_t start, uintptr_t end)
 	}
 	preload_map_close(&map);
 	return error ? error : r < 0 ? EIO : hole ? ENOMEM : 0;
+}
+
+int preload_flush_regions(uintptr_t start, uintptr_t end)
+{
+	int saved = errno, cancel, error;
+
+	if (is_off)
+		return 0;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	error = sync_mappings(start & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1), end, true);
+	pthread_setcancelstate(cancel, NULL);
+	errno = saved;
+	return error == ENOMEM ? 0 : error;
 }
 
 EXPORT int msync(void *address, size_t size, int flags)
@@ -316,18 +379,59 @@ EXPORT int msync(void *address, size_t size, int flags)
 	size = (size + page - 1) & ~(page - 1);
 	pthread_testcancel();
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = start + size < start ? 0 : sync_mappings(start, start + size);
+	error = start + size < start ? 0 : sync_mappings(start, start + size, false);
 	pthread_setcancelstate(cancel, NULL);
 	return finish(error ? error : holes, saved);
+}
+
+static void unmapped(const void *address, size_t size)
+{
+	int saved = errno, cancel;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	preload_kept_unmapped((uintptr_t)address, (uintptr_t)address + size);
+	pthread_setcancelstate(cancel, NULL);
+	errno = saved;
+}
+
+EXPORT int munmap(void *address, size_t size)
+{
+	int r = REAL(munmap)(address, size);
+
+	if (r == 0)
+		unmapped(address, size);
+	return r;
+}
+
+EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
+{
+	void *new = NULL, *p;
+	va_list arguments;
+
+	if (flags & MREMAP_FIXED) {
+		va_start(arguments, flags);
+		new = va_arg(arguments, void *);
+		va_end(arguments);
+	}
+	p = REAL(mremap)(old, old_size, new_size, flags, new);
+	if (p != MAP_FAILED)
+		preload_kept_moved((uintptr_t)old, (uintptr_t)p, (uintptr_t)p + new_size);
+	if (p != MAP_FAILED) {
+		unmapped(old, old_size);
+		unmapped(p, new_size);
+	}
+	return p;
 }
 
 EXPORT void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
 {
 	void *p = REAL(mmap)(address, size, protection, flags, fd, offset);
 
+	if (p != MAP_FAILED && flags & MAP_FIXED)
+		unmapped(p, size);
 	/* MAP_SHARED_VALIDATE has this bit too. */
 	if (p != MAP_FAILED && fd >= 0 && flags & MAP_SHARED && !(flags & MAP_ANONYMOUS))
-		preload_map_note(fd);
+		preload_map_note(fd, (uintptr_t)p, (uintptr_t)p + size);
 	return p;
 }
 

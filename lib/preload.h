@@ -3,8 +3,12 @@
  * preload: what the files of libpmem-agent-preload share
  *
  *   preload.c         the calls that are replaced, and what becomes of each
+ *   preload-pmem.c    those of libpmem and libpmem2 among them
+ *   preload-close.c   those that close descriptors, and what is remembered of descriptors by their numbers
  *   preload-agent.c   connections, and one request over one of them
- *   preload-device.c  which files concern us, and what is known of the regions below them, also without the agent
+ *   preload-kept.c    descriptors that the agent keeps for mappings whose own have been closed
+ *   preload-device.c  which files concern us, and what has failed on them
+ *   preload-page.c    the pages of regions: what was lost, also without the agent
  *   preload-map.c     which files lie below an address range
  *
  * All of this may run in a signal handler and in a child of vfork(), which shares our memory and not our descriptors.
@@ -15,10 +19,20 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "wire.h"
 
 struct statx;
+
+/* ---- preload.c ---- */
+
+/*
+ * Stores in these addresses which the CPU has flushed are made durable as far as they are in mappings of device-dax, or
+ * of emulated regions. 0 or an errno.
+ */
+int preload_flush_regions(uintptr_t start, uintptr_t end);
 
 /* ---- preload-device.c ---- */
 
@@ -35,14 +49,24 @@ struct preload_file {
 	enum preload_kind kind;
 	uint64_t device, inode;
 	struct preload_device *known; /* of its device; NULL: there was no room to remember it */
+	bool ordinary;                /* it will never be of another kind */
 };
+
+/* Closing by the C library's name would come back to us. */
+static inline void preload_close(int fd)
+{
+	syscall(SYS_close, fd);
+}
 
 /* Reads the environment: not in a signal handler. */
 void preload_device_init(void);
 const char *preload_directory(void);
 
-/* Whether there is anything to be routed to, or any failure to be remembered. Looks once a second. */
-bool preload_is_active(void);
+/*
+ * Whether there is anything to be routed to, or any failure to be remembered: 0: no; else a number that is another one
+ * after a second. Looks once for each.
+ */
+uint32_t preload_is_active(void);
 
 /* What `fd` stands for. `filesystem`: whether its filesystem concerns us, whatever the file is. */
 void preload_classify(int fd, bool filesystem, struct preload_file *ret);
@@ -57,19 +81,64 @@ struct preload_device *preload_device_find(uint64_t device);
 void preload_device_learn(const struct preload_file *file, uint64_t page);
 void preload_device_dismiss(const struct preload_file *file);
 
+/* Of device-dax: the CPU's own flush is enough. */
+void preload_device_learn_synchronous(const struct preload_file *file);
+
+/* A mapping of it has been made; whether stores in any such file need more than the CPU's flush, by what is known. */
+void preload_device_note_mapped(const struct preload_file *file);
+bool preload_device_any_mapped(void);
+
+/* A file that stands for a region: device-dax, or an emulated one. */
+bool preload_device_is_region(uint64_t device, uint64_t inode);
+
+/* Such a page is there: of an emulated region, maybe. */
+void preload_device_add_page(const struct pmem_agent_page *page, uint64_t number);
+
 /* The real call has failed with EIO, and the agent may not know. */
 void preload_device_stick(const struct preload_file *file);
 bool preload_device_is_stuck(const struct preload_file *file);
 
 /*
- * Whether its region has lost something or nobody can tell, by its page; by all there are if it isn't known which.
+ * Whether its region has lost something or nobody can tell, by its page; by all there are if it isn't known which
+ * (PRELOAD_NONE: nothing is known at all).
  * `settle`: waits for the rounds that are in flight: an error that one of them takes is one of ours.
  */
 bool preload_device_is_lost(const struct preload_file *file, bool settle);
 
+/* ---- preload-page.c ---- */
+
+/* What is in `directory` is mapped, as far as it isn't yet. 0; -ENOENT: there is no such directory; -EAGAIN, or another
+ * negative errno: maybe not all. */
+int preload_page_look(const char *directory);
+
+/* NULL: there is none of this number, or it can't be read. It stays where it is. */
+const struct pmem_agent_page *preload_page_find(const char *directory, uint64_t number);
+
+/*
+ * Whether it tells of a loss, or nobody can tell; of any, also if there may be others. `emulated`: of those regions
+ * too, which have nothing to do with devices.
+ */
+bool preload_page_is_lost(const struct pmem_agent_page *page, bool settle);
+bool preload_page_any_is_lost(const char *directory, bool emulated, bool settle);
+
 /* ---- preload-agent.c ---- */
 
 void preload_agent_init(void);
+
+/* Whether what is remembered of descriptors is of this process: not in a child of vfork(). */
+bool preload_is_own_process(void);
+
+/* A connection of ours. */
+struct preload_line {
+	uint32_t state;
+	int fd;
+	uint64_t inode; /* of the socket: whether the number is still ours */
+};
+
+/* 0 or a negative errno. */
+int preload_line_connect(struct preload_line *line);
+bool preload_line_is_ours(const struct preload_line *line);
+void preload_line_close(const struct preload_line *line);
 
 enum preload_outcome {
 	PRELOAD_TOLD,    /* the agent has spoken: `answer` and `error` */
@@ -84,20 +153,61 @@ struct preload_reply {
 	uint64_t page;
 };
 
-/* Have it flushed, and wait for it. `fd` should be `file`: if not, PRELOAD_CHANGED. */
-enum preload_outcome preload_ask(int fd, enum pmem_agent_scope scope, const struct preload_file *file,
+/* How the application holds the file: a descriptor, -1: none; or the number by which the agent keeps one, 0: none. */
+struct preload_handle {
+	int fd;
+	uint64_t kept;
+};
+
+/* Have it flushed, and wait for it. `h.fd` should be `file`: if not, PRELOAD_CHANGED. */
+enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
 				 struct preload_reply *ret);
+
+/* ---- preload-kept.c ---- */
+
+/* `fd`, by which `file` was mapped, is about to be closed. */
+void preload_kept_offer(int fd, const struct preload_file *file);
+
+/* By which number the agent keeps this file; 0: it doesn't. */
+uint64_t preload_kept_find(uint64_t device, uint64_t inode);
+
+/* It has been mapped there, too. */
+void preload_kept_extend(uint64_t device, uint64_t inode, uintptr_t start, uintptr_t end);
+
+/* A mapping has been moved or changed in size: whether of a kept file isn't looked at. */
+void preload_kept_moved(uintptr_t old, uintptr_t start, uintptr_t end);
+
+/* What was there is mapped no more. Returns when the agent has dropped what nothing is mapped of. */
+void preload_kept_unmapped(uintptr_t start, uintptr_t end);
+
+/* In a child of fork(): they are the parent's. */
+void preload_kept_inherit(void);
+
+/* ---- preload-close.c ---- */
+
+/* What is remembered of this number for preload_fd_mark(). */
+uint64_t preload_fd_stamp(int fd);
+
+/* `fd` was of an ordinary file in that second, and has not been closed since preload_fd_stamp() gave `stamp`. */
+void preload_fd_mark(int fd, uint64_t stamp, uint32_t second);
+bool preload_fd_is_ordinary(int fd, uint32_t second);
+
+/* `fd` is closed, or becomes something else. */
+void preload_fd_closing(int fd);
 
 /* ---- preload-map.c ---- */
 
 /* A shared mapping of `fd` has been made. */
-void preload_map_note(int fd);
+void preload_map_note(int fd, uintptr_t start, uintptr_t end);
+
+/* `fd` is about to be closed. */
+void preload_map_closing(int fd);
 
 /* None of the mappings concerns us. */
 bool preload_map_is_empty(void);
 
-/* A descriptor of this file that the application holds at the moment, and what it stands for; -1: none. */
-int preload_map_find_fd(uint64_t device, uint64_t inode, struct preload_file *ret);
+/* How the application holds this file at the moment, and what it is. */
+struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, struct preload_file *ret);
 
 /* Shared mappings of files, in the order of their addresses. */
 struct preload_map {

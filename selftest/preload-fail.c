@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * preload-fail: preloaded, the first fsync of the file that PRELOAD_FAIL names ends with EIO, as on a disk that failed
+ * preload-fail: preloaded, the first fsync of the file that PRELOAD_FAIL names ends with EIO, as on a disk that failed;
+ * and it counts the calls of statx()
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -9,6 +10,21 @@
 #include <unistd.h>
 
 int fsync(int fd);
+unsigned int preload_looks(void);
+
+static unsigned int looks;
+
+__attribute__((visibility("default"))) unsigned int preload_looks(void)
+{
+	return looks;
+}
+
+__attribute__((visibility("default"))) int statx(int fd, const char *path, int flags, unsigned int mask,
+						 struct statx *st)
+{
+	looks++;
+	return (int)syscall(SYS_statx, fd, path, flags, mask, st);
+}
 
 __attribute__((visibility("default"))) int fsync(int fd)
 {

@@ -2,6 +2,7 @@
 /*
  * test-preload: libpmem-agent-preload, in processes of their own, with the real agent and an emulated region
  */
+#include <dlfcn.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -113,17 +114,50 @@ static void assert_prints(struct program *p, const char *wanted)
 	assert_string_equal(line, wanted);
 }
 
+/* Each of the next lines ends so. */
+static void assert_words(struct program *p, unsigned int n, const char *end)
+{
+	char line[128];
+
+	while (n-- > 0) {
+		assert_non_null(fgets(line, sizeof(line), p->text));
+		line[strcspn(line, "\n")] = '\0';
+		if (strlen(line) < strlen(end) || strcmp(line + strlen(line) - strlen(end), end) != 0)
+			print_error("%s\n", line);
+		assert_string_equal(line + strlen(line) - strlen(end), end);
+	}
+}
+
 /* Lets it go on after "pause". */
 static void go_on(struct program *p)
 {
 	assert_int_equal(write(p->in, "x", 1), 1);
 }
 
+/* A call of libpmem, as a program finds it that is linked with it. */
+static int call_libpmem(const char *name, void *address, size_t size)
+{
+	void *call;
+
+	if (!dlopen("libpmem.so.1", RTLD_NOW | RTLD_GLOBAL) || !(call = dlsym(RTLD_DEFAULT, name)))
+		return -77;
+	if (strcmp(name, "pmem_drain") == 0)
+		((void (*)(void))call)();
+	else if (strncmp(name, "pmem_deep", 9) == 0)
+		return ((int (*)(const void *, size_t))call)(address, size);
+	else if (strcmp(name, "pmem_memset_persist") == 0)
+		((void *(*)(void *, int, size_t))call)(address, 'x', size);
+	else
+		((void (*)(const void *, size_t))call)(address, size);
+	return 0;
+}
+
 /* What it does with `path`, one word a time, each with a line. */
 static int do_words(const char *path, char **words)
 {
 	int fd = open(path, O_RDWR | O_CLOEXEC);
-	char *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), c;
+	size_t size = 8192;
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), c;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (; *words; words++) {
@@ -139,6 +173,20 @@ static int do_words(const char *path, char **words)
 			r = msync(p, 4096, MS_SYNC);
 		else if (strcmp(word, "close") == 0)
 			r = close(fd);
+		else if (strcmp(word, "fclose") == 0)
+			r = fclose(fdopen(fd, "r+e"));
+		else if (strcmp(word, "open") == 0)
+			r = open(path, O_RDWR | O_CLOEXEC) == fd ? 0 : -1;
+		else if (strcmp(word, "munmap") == 0)
+			r = munmap(p, size);
+		else if (strcmp(word, "move") == 0)
+			r = (p = mremap(p, size, 2 * size, MREMAP_MAYMOVE)) == MAP_FAILED ? -1 : ((size *= 2), 0);
+		else if (strcmp(word, "cover") == 0)
+			r = mmap(p, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p ? 0 : -1;
+		else if (strcmp(word, "chroot") == 0)
+			r = chroot("/proc/self/fdinfo");
+		else if (strncmp(word, "pmem_", 5) == 0)
+			r = call_libpmem(word, p, 100);
 		printf("%s %d %d\n", word, r, errno);
 		if (strcmp(word, "pause") == 0 && read(STDIN_FILENO, &c, 1) != 1)
 			return 1;
@@ -230,18 +278,85 @@ static void test_each_call_is_a_flush(void **state)
 	}
 }
 
-/* Where the application has closed it nothing can be passed; the real call does it. */
+/* How many descriptors of the file the agent has. */
+static unsigned int count_kept(void)
+{
+	char pattern[64], to[PATH_MAX];
+	glob_t links = { 0 };
+	unsigned int n = 0;
+
+	snprintf(pattern, sizeof(pattern), "/proc/%d/fd/*", served.session.agent);
+	assert_int_equal(glob(pattern, 0, NULL, &links), 0);
+	for (size_t i = 0; i < links.gl_pathc; i++) {
+		ssize_t size = readlink(links.gl_pathv[i], to, sizeof(to) - 1);
+
+		to[size > 0 ? size : 0] = '\0';
+		n += strcmp(to, served.session.emulated) == 0;
+	}
+	globfree(&links);
+	return n;
+}
+
+/* What it only looks at, or flushes, it has closed a moment later; if it hadn't, this would not end. */
+static void wait_for_kept(unsigned int n)
+{
+	while (count_kept() != n)
+		sched_yield();
+}
+
+/* Where the application has closed it the agent has one, until nothing is mapped of it any more. */
 static void test_no_descriptor(void **state)
 {
-	uint64_t before = rounds();
-	struct program p;
+	static const char *const closes[] = { "close", "fclose" };
+	static const char *const unmaps[] = { "munmap", "cover" };
 
-	start_program(&p, true, WORDS("close", "msync"));
+	for (unsigned int i = 0; i < 4; i++) {
+		uint64_t before = rounds();
+		struct program p;
+
+		wait_for_kept(0);
+		start_program(&p, true,
+			      WORDS(closes[i % 2], "msync", "move", "msync", "pause", unmaps[i / 2], "pause"));
+		assert_words(&p, 5, " 0 0");
+		wait_for_kept(1);
+		go_on(&p);
+		/* When it has printed that, it has been dropped. */
+		assert_words(&p, 2, " 0 0");
+		assert_int_equal(count_kept(), 0);
+		go_on(&p);
+		end_program(&p);
+		assert_int_equal(rounds(), before + 2);
+	}
+}
+
+/* One that dies, or whose agent does, has nothing kept; then the real call does it. */
+static void test_keeper_dies(void **state)
+{
+	struct program p;
+	uint64_t before;
+
+	start_program(&p, true, WORDS("close", "pause", "msync"));
 	assert_prints(&p, "close 0 0");
+	wait_for_kept(1);
+	kill(p.pid, SIGKILL);
+	wait_for_kept(0);
+	waitpid(p.pid, NULL, 0);
+	close(p.in);
+	fclose(p.text);
+
+	start_program(&p, true, WORDS("close", "pause", "msync"));
+	assert_prints(&p, "close 0 0");
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	before = rounds();
+	go_on(&p);
 	assert_prints(&p, "msync 0 0");
 	end_program(&p);
 	assert_int_equal(rounds(), before);
 }
+
+/* ---- */
 
 static void test_agent_restarted(void **state)
 {
@@ -394,6 +509,141 @@ static void test_loss(void **state)
 	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
+/* ---- libpmem ---- */
+
+static void test_libpmem(void **state)
+{
+	static const char *const words[] = { "pmem_persist", "pmem_drain", "pmem_deep_persist", "pmem_memset_persist" };
+	char wanted[64];
+
+	if (!dlopen("libpmem.so.1", RTLD_NOW)) {
+		print_message("# libpmem.so.1 is not here\n");
+		skip();
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(words); i++) {
+		uint64_t before = rounds();
+		struct program p;
+
+		start_program(&p, true, WORDS("close", words[i], "munmap", "pmem_drain"));
+		assert_prints(&p, "close 0 0");
+		snprintf(wanted, sizeof(wanted), "%s 0 0", words[i]);
+		assert_prints(&p, wanted);
+		assert_words(&p, 2, " 0 0");
+		end_program(&p);
+		/* A deep one has libpmem's own msync() before. */
+		assert_in_range(rounds(), before + 1, before + 1 + (strstr(words[i], "deep") != NULL));
+		before = rounds();
+
+		/* The control: what it does by itself. */
+		start_program(&p, false, WORDS(words[i]));
+		assert_prints(&p, wanted);
+		end_program(&p);
+		assert_int_equal(rounds(), before);
+	}
+}
+
+/* It can't be returned: the program ends. */
+static void test_libpmem_fails(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+	int status;
+
+	if (!dlopen("libpmem.so.1", RTLD_NOW))
+		skip();
+	page->agent.loss = page->agent.acknowledged + 1;
+	page->agent.loss_error = EIO;
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	start_program(&p, true, WORDS("pmem_deep_persist", "pmem_persist", "fsync"));
+	assert_prints(&p, "pmem_deep_persist -1 5");
+	assert_null(fgets((char[64]){ 0 }, 64, p.text));
+	waitpid(p.pid, &status, 0);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	close(p.in);
+	fclose(p.text);
+	assert_int_equal(served_stop_agent(&served), 0);
+	page->agent.acknowledged = page->agent.loss;
+	assert_int_equal(served_start_agent(&served), 0);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+/* ---- */
+
+/* The pages that it has seen it still sees. */
+static void test_chroot(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+
+	if (geteuid() != 0)
+		skip();
+	assert_int_equal(served_stop_agent(&served), 0);
+	for (unsigned int lost = 0; lost < 2; lost++) {
+		start_program(&p, true, WORDS("fsync", "chroot", "pause", "fsync", "msync"));
+		assert_prints(&p, "fsync 0 0");
+		assert_prints(&p, "chroot 0 0");
+		assert_prints(&p, "pause 0 0");
+		page->agent.loss = page->agent.acknowledged + lost;
+		go_on(&p);
+		assert_prints(&p, lost ? "fsync -1 5" : "fsync 0 0");
+		assert_prints(&p, lost ? "msync -1 5" : "msync 0 0");
+		end_program(&p);
+	}
+	page->agent.acknowledged = page->agent.loss;
+	assert_int_equal(served_start_agent(&served), 0);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+/* How many looks preload-fail has counted at N_CALLS calls on the file, whose descriptor is made anew at times. */
+static unsigned int count_looks(const char *path, const char *way)
+{
+	struct program p;
+	unsigned int n = 0;
+
+	setenv("PRELOAD_FAIL", "nothing", 1);
+	start_program(&p, true, ARGUMENTS("test-preload", "looks", path, way));
+	unsetenv("PRELOAD_FAIL");
+	assert_int_equal(fscanf(p.text, "%u", &n), 1);
+	end_program(&p);
+	return n;
+}
+
+#define N_CALLS 1000
+
+static int do_looks(const char *path, const char *way)
+{
+	unsigned int (*looks)(void) = (unsigned int (*)(void))dlsym(RTLD_DEFAULT, "preload_looks"), before = 0;
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (!looks)
+		return 1;
+	for (unsigned int i = 0; i < N_CALLS; i++) {
+		if (i == 1)
+			before = looks();
+		if (fsync(fd) < 0)
+			return 1;
+		if (strcmp(way, "reopened") == 0) {
+			close(fd);
+			fd = open(path, O_RDWR | O_CLOEXEC);
+		}
+	}
+	printf("%u\n", looks() - before);
+	return 0;
+}
+
+static void test_ordinary_costs_nothing(void **state)
+{
+	unsigned int n = count_looks(ordinary, "kept");
+
+	/* One in a second. */
+	print_message("# %u looks at %u calls\n", n, N_CALLS);
+	assert_in_range(n, 0, N_CALLS / 10);
+	/* The controls: a number that has been closed, and a file that is to be flushed. */
+	assert_in_range(count_looks(ordinary, "reopened"), N_CALLS - 1, 2 * N_CALLS);
+	assert_in_range(count_looks(served.session.emulated, "kept"), N_CALLS - 1, 4 * N_CALLS);
+}
+
 /* Of this process: field 22. */
 static uint64_t own_start_time(void)
 {
@@ -443,6 +693,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_file_of_region),
 		cmocka_unit_test(test_each_call_is_a_flush),
 		cmocka_unit_test(test_no_descriptor),
+		cmocka_unit_test(test_keeper_dies),
+		cmocka_unit_test(test_libpmem),
+		cmocka_unit_test(test_libpmem_fails),
+		cmocka_unit_test(test_chroot),
+		cmocka_unit_test(test_ordinary_costs_nothing),
 		cmocka_unit_test(test_agent_restarted),
 		cmocka_unit_test(test_agent_preloaded),
 		cmocka_unit_test(test_no_agent),
@@ -454,6 +709,8 @@ int main(int argc, char **argv)
 
 	if (argc > 2 && strcmp(argv[1], "words") == 0)
 		return do_words(argv[2], argv + 3);
+	if (argc == 4 && strcmp(argv[1], "looks") == 0)
+		return do_looks(argv[2], argv[3]);
 	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }

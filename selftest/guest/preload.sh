@@ -64,6 +64,11 @@ if dax=$(vm dev r1) && [ -c "$dax" ]; then
 	check_status 1 "fsync of device-dax without a flush" $run python3 -c "import os
 os.fsync(os.open('$dax', os.O_RDWR))"
 	check_output "is EIO" 'Errno 5'
+	check "libpmem2 by itself" python3 /root/guest/preload-pmem2.py "$dax"
+	check_equal "has it that it is durable" "$(tr '\n' ' ' <"$work/out")" "deep flush 0 persisted "
+	check_status 134 "under pmemctl run it ends the program" $run python3 /root/guest/preload-pmem2.py "$dax"
+	check_output "where it can't return an error, which is EIO" 'deep flush -5'
+	check_output "and says why" "pmem2_persist: stores can't be made durable: Input/output error"
 fi
 
 # ---- what the manual pages say ----
@@ -74,6 +79,15 @@ $run /root/load-rows /mnt/d/file >"$work/ours" 2>&1
 check "each of $(wc -l <"$work/bare") cases ends as without" diff "$work/bare" "$work/ours"
 check "there are some" test "$(wc -l <"$work/bare")" -ge 60
 check "and were routed" test "$(requests file-data)" -gt $((before + 500))
+
+# ---- a mapping without a descriptor ----
+
+before=$(requests file-data)
+check "a file is mapped and closed" $run python3 /root/guest/preload-kept.py /mnt/d/file /mnt
+check_equal "what comes then" "$(tr '\n' ' ' <"$work/out")" \
+	"msync done msync done msync done locked munmap done munmap done munmap done umount done "
+check_equal "each msync was made by the agent" "$(requests file-data)" $((before + 3))
+check "it is mounted again" mount -o dax=always "$(vm dev r0)" /mnt
 
 # ---- SQLite ----
 
