@@ -266,7 +266,7 @@ check-fast: tests
 check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
-	$(Q)$(tsan) $(build)/tsan/test-threads $(build)/tsan/pmem-agent
+	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-preload pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
 	$(Q)$(run-tests) unit asan tsan sim machine guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.

@@ -78,18 +78,20 @@ static int hand_over(struct kept *k, int fd)
 		.type = PMEM_AGENT_PACKET_KEEP,
 	};
 	struct pmem_agent_reply reply;
+	uint64_t number;
 	int r;
 
-	if (getrandom(&k->number, sizeof(k->number), GRND_NONBLOCK) != sizeof(k->number) || k->number == 0)
+	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) != sizeof(number) || number == 0)
 		return -EAGAIN;
+	__atomic_store_n(&k->number, number, __ATOMIC_RELEASE);
 	r = preload_line_connect(&k->line);
 	if (r < 0)
 		return r;
-	request.id = k->number;
+	request.id = number;
 	r = exchange_send(k->line.fd, &request, fd);
 	if (r == 0)
 		r = receive_soon(k->line.fd, &reply) == sizeof(reply) && reply.type == PMEM_AGENT_PACKET_KEEP &&
-			    reply.id == k->number && reply.answer == 0 && reply.error == 0
+			    reply.id == number && reply.answer == 0 && reply.error == 0
 			? 0
 			: -EPROTO;
 	if (r < 0)
@@ -109,10 +111,10 @@ void preload_kept_offer(int fd, const struct preload_file *file)
 
 		if (!change(k, KEPT_FREE, KEPT_BUSY))
 			continue;
-		k->device = file->device;
-		k->inode = file->inode;
-		k->start = start;
-		k->end = end;
+		PRELOAD_POKE(k->device, file->device);
+		PRELOAD_POKE(k->inode, file->inode);
+		PRELOAD_POKE(k->start, start);
+		PRELOAD_POKE(k->end, end);
 		__atomic_store_n(&n_kept, N_KEPT, __ATOMIC_RELEASE);
 		change(k, KEPT_BUSY, hand_over(k, fd) == 0 ? KEPT_USED : KEPT_FREE);
 		return;
@@ -122,7 +124,7 @@ void preload_kept_offer(int fd, const struct preload_file *file)
 static struct kept *find(uint64_t device, uint64_t inode)
 {
 	for (unsigned int i = 0; i < __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE); i++)
-		if (is_used(&kept[i]) && kept[i].device == device && kept[i].inode == inode)
+		if (is_used(&kept[i]) && PRELOAD_PEEK(kept[i].device) == device && PRELOAD_PEEK(kept[i].inode) == inode)
 			return &kept[i];
 	return NULL;
 }
@@ -136,26 +138,36 @@ uint64_t preload_kept_find(uint64_t device, uint64_t inode)
 	return k && find(device, inode) == k && __atomic_load_n(&k->number, __ATOMIC_ACQUIRE) == number ? number : 0;
 }
 
+static void widen(struct kept *k, uintptr_t start, uintptr_t end)
+{
+	uintptr_t was = PRELOAD_PEEK(k->start);
+
+	while (start < was &&
+	       !__atomic_compare_exchange_n(&k->start, &was, start, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+	was = PRELOAD_PEEK(k->end);
+	while (end > was && !__atomic_compare_exchange_n(&k->end, &was, end, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+}
+
+static bool overlaps(const struct kept *k, uintptr_t start, uintptr_t end)
+{
+	return is_used(k) && start < PRELOAD_PEEK(k->end) && end > PRELOAD_PEEK(k->start);
+}
+
 void preload_kept_extend(uint64_t device, uint64_t inode, uintptr_t start, uintptr_t end)
 {
 	struct kept *k = find(device, inode);
 
-	if (k && start < k->start)
-		k->start = start;
-	if (k && end > k->end)
-		k->end = end;
+	if (k)
+		widen(k, start, end);
 }
 
 void preload_kept_moved(uintptr_t old, uintptr_t start, uintptr_t end)
 {
-	for (unsigned int i = 0; i < __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE); i++) {
-		struct kept *k = &kept[i];
-
-		if (!is_used(k) || old < k->start || old >= k->end)
-			continue;
-		k->start = start < k->start ? start : k->start;
-		k->end = end > k->end ? end : k->end;
-	}
+	for (unsigned int i = 0; i < __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE); i++)
+		if (overlaps(&kept[i], old, old + 1))
+			widen(&kept[i], start, end);
 }
 
 /* Returns when the agent has dropped it; the connection of one that isn't ours any more is not to be touched. */
@@ -183,8 +195,8 @@ void preload_kept_unmapped(uintptr_t start, uintptr_t end)
 		struct kept *k = &kept[i];
 		uintptr_t first, last;
 
-		if (is_used(k) && start < k->end && end > k->start &&
-		    !find_mappings(k->device, k->inode, &first, &last))
+		if (overlaps(k, start, end) &&
+		    !find_mappings(PRELOAD_PEEK(k->device), PRELOAD_PEEK(k->inode), &first, &last))
 			drop(k);
 	}
 }

@@ -55,12 +55,13 @@ static void hold(int fd, const struct preload_file *file)
 	unsigned int place = N_HELD;
 
 	for (unsigned int i = 0; i < N_HELD && place == N_HELD; i++)
-		if (held[i].device == 0 || (held[i].device == file->device && held[i].inode == file->inode))
+		if (PRELOAD_PEEK(held[i].device) == 0 ||
+		    (PRELOAD_PEEK(held[i].device) == file->device && PRELOAD_PEEK(held[i].inode) == file->inode))
 			place = i;
 	if (place == N_HELD)
 		place = __atomic_fetch_add(&n_noted, 1, __ATOMIC_RELAXED) % N_HELD;
-	__atomic_store_n(&held[place].fd, fd, __ATOMIC_RELAXED);
-	__atomic_store_n(&held[place].inode, file->inode, __ATOMIC_RELAXED);
+	PRELOAD_POKE(held[place].fd, fd);
+	PRELOAD_POKE(held[place].inode, file->inode);
 	__atomic_store_n(&held[place].device, file->device, __ATOMIC_RELEASE);
 }
 
@@ -97,11 +98,12 @@ void preload_map_closing(int fd)
 	for (unsigned int i = 0; i < N_HELD; i++) {
 		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) == 0)
 			return;
-		if (__atomic_load_n(&held[i].fd, __ATOMIC_RELAXED) != fd)
+		if (PRELOAD_PEEK(held[i].fd) != fd)
 			continue;
 		saved = errno;
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-		if (stands_for(fd, held[i].device, held[i].inode, &file) && file.kind != PRELOAD_NONE)
+		if (stands_for(fd, PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), &file) &&
+		    file.kind != PRELOAD_NONE)
 			preload_kept_offer(fd, &file);
 		pthread_setcancelstate(cancel, NULL);
 		errno = saved;
@@ -134,9 +136,10 @@ struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, s
 	struct preload_handle h = { .fd = -1 };
 
 	for (unsigned int i = 0; i < N_HELD; i++) {
-		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) != device || held[i].inode != inode)
+		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) != device ||
+		    PRELOAD_PEEK(held[i].inode) != inode)
 			continue;
-		h.fd = __atomic_load_n(&held[i].fd, __ATOMIC_RELAXED);
+		h.fd = PRELOAD_PEEK(held[i].fd);
 		if (stands_for(h.fd, device, inode, ret))
 			return h;
 		break;

@@ -26,6 +26,10 @@
 
 struct statx;
 
+/* What others may be storing: it is checked before it is relied on. */
+#define PRELOAD_PEEK(field)        __atomic_load_n(&(field), __ATOMIC_RELAXED)
+#define PRELOAD_POKE(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELAXED)
+
 /* ---- preload.c ---- */
 
 /*

@@ -3,6 +3,7 @@
  * test-preload: libpmem-agent-preload, in processes of their own, with the real agent and an emulated region
  */
 #include <dlfcn.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -55,17 +56,26 @@ struct program {
 	FILE *text;
 };
 
+/* That of threads wants to be there before anything calls: its library, "" in a build without it. */
+static const char *sanitizer(void)
+{
+	void *init = dlsym(RTLD_DEFAULT, "__tsan_init");
+	Dl_info info;
+
+	return init && dladdr(init, &info) ? info.dli_fname : "";
+}
+
 /* One that was built beside this one. */
 static _Noreturn void execute(bool preloaded, const char *const *arguments)
 {
-	char program[PATH_MAX], library[PATH_MAX], fail[PATH_MAX], both[2 * PATH_MAX + 2];
+	char program[PATH_MAX], library[PATH_MAX], fail[PATH_MAX], all[3 * PATH_MAX];
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	served_find("libpmem-agent-preload.so", library, sizeof(library));
 	served_find("preload-fail.so", fail, sizeof(fail));
-	snprintf(both, sizeof(both), "%s%s%s", preloaded ? library : "", preloaded && getenv("PRELOAD_FAIL") ? ":" : "",
+	snprintf(all, sizeof(all), "%s:%s:%s", sanitizer(), preloaded ? library : "",
 		 getenv("PRELOAD_FAIL") ? fail : "");
-	setenv("LD_PRELOAD", both, 1);
+	setenv("LD_PRELOAD", all, 1);
 	setenv("PMEM_AGENT_RUNTIME_DIR", served.session.directory, 1);
 	/* That of this program comes after ours. */
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
@@ -376,12 +386,13 @@ static void test_agent_restarted(void **state)
 /* Its own flushes must not wait for itself. */
 static void test_agent_preloaded(void **state)
 {
-	char library[PATH_MAX];
+	char library[PATH_MAX], both[2 * PATH_MAX];
 	struct program p;
 
 	served_find("libpmem-agent-preload.so", library, sizeof(library));
+	snprintf(both, sizeof(both), "%s:%s", sanitizer(), library);
 	assert_int_equal(served_stop_agent(&served), 0);
-	setenv("LD_PRELOAD", library, 1);
+	setenv("LD_PRELOAD", both, 1);
 	setenv("PMEM_AGENT_RUNTIME_DIR", served.session.directory, 1);
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
 	assert_int_equal(served_start_agent(&served), 0);
@@ -595,6 +606,78 @@ static void test_chroot(void **state)
 	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
+/* ---- many threads ---- */
+
+#define N_THREADS 64
+#define N_TURNS   40
+
+static char *shared_map;
+static const char *shared_path;
+static int shared_fd;
+
+/* Some flush by what all have; the others map, flush, close and unmap what is their own. */
+static void *run_thread(void *userdata)
+{
+	uintptr_t number = (uintptr_t)userdata, bad = 0;
+
+	for (unsigned int i = 0; i < N_TURNS; i++) {
+		int fd = number % 2 ? open(shared_path, O_RDWR | O_CLOEXEC) : -1;
+		char *map = number % 2 ? mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+
+		switch (number % 4) {
+		case 0:
+			bad += msync(shared_map + 4096 * (number % 16), 4096, MS_SYNC) != 0;
+			break;
+		case 1:
+			bad += msync(map, 4096, MS_SYNC) != 0 || close(fd) != 0;
+			break;
+		case 2:
+			bad += fsync(shared_fd) != 0;
+			break;
+		case 3:
+			bad += close(fd) != 0 || msync(map, 4096, MS_SYNC) != 0;
+			break;
+		}
+		if (map)
+			bad += munmap(map, 4096) != 0;
+	}
+	return (void *)bad;
+}
+
+static int do_threads(const char *path)
+{
+	pthread_t threads[N_THREADS];
+	uintptr_t bad = 0;
+	void *result;
+
+	shared_path = path;
+	shared_fd = open(path, O_RDWR | O_CLOEXEC);
+	shared_map = mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0);
+	for (uintptr_t i = 0; i < N_THREADS; i++)
+		if (pthread_create(&threads[i], NULL, run_thread, (void *)i) != 0)
+			return 1;
+	for (unsigned int i = 0; i < N_THREADS; i++) {
+		pthread_join(threads[i], &result);
+		bad += (uintptr_t)result;
+	}
+	printf("%lu\n", (unsigned long)bad);
+	return 0;
+}
+
+static void test_threads(void **state)
+{
+	uint64_t before = rounds();
+	struct program p;
+
+	start_program(&p, true, ARGUMENTS("test-preload", "threads", served.session.emulated));
+	assert_prints(&p, "0");
+	end_program(&p);
+	assert_true(rounds() > before);
+	wait_for_kept(0);
+}
+
+/* ---- */
+
 /* How many looks preload-fail has counted at N_CALLS calls on the file, whose descriptor is made anew at times. */
 static unsigned int count_looks(const char *path, const char *way)
 {
@@ -696,6 +779,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_keeper_dies),
 		cmocka_unit_test(test_libpmem),
 		cmocka_unit_test(test_libpmem_fails),
+		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_chroot),
 		cmocka_unit_test(test_ordinary_costs_nothing),
 		cmocka_unit_test(test_agent_restarted),
@@ -711,6 +795,8 @@ int main(int argc, char **argv)
 		return do_words(argv[2], argv + 3);
 	if (argc == 4 && strcmp(argv[1], "looks") == 0)
 		return do_looks(argv[2], argv[3]);
+	if (argc == 3 && strcmp(argv[1], "threads") == 0)
+		return do_threads(argv[2]);
 	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }
