@@ -172,7 +172,7 @@ clean:
 deps-build := $(CC)=gcc $(PKG_CONFIG)=pkg-config $(SCDOC)=scdoc libsystemd.pc=libsystemd-dev libndctl.pc=libndctl-dev \
 	libdaxctl.pc=libdaxctl-dev mount.pc=libmount-dev smartcols.pc=libsmartcols-dev json-c.pc=libjson-c-dev \
 	inih.pc=libinih-dev libpmem2.pc=libpmem2-dev $(LD)=binutils /usr/include/stdio.h=libc6-dev
-deps-test := cmocka.pc=libcmocka-dev umockdev-1.0.pc=libumockdev-dev umockdev-run=umockdev dbus-daemon=dbus
+deps-test := cmocka.pc=libcmocka-dev umockdev-1.0.pc=libumockdev-dev umockdev-run=umockdev dbus-daemon=dbus valgrind=valgrind
 deps-guest := python3=python3 qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs depmod=kmod \
 	xz=xz-utils fakeroot=fakeroot newuidmap=uidmap \
 	/usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
@@ -267,7 +267,7 @@ check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
 	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-preload pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
-	$(Q)$(run-tests) unit asan tsan sim machine guest
+	$(Q)$(run-tests) unit asan tsan valgrind sim machine guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
 soak: $(build)/sim-flush

@@ -65,6 +65,16 @@ static const char *sanitizer(void)
 	return init && dladdr(init, &info) ? info.dli_fname : "";
 }
 
+/* What it finds wrong is its exit status. The agent, which this process starts, is none of its business. */
+static void execute_in_valgrind(const char *program, const char *const *arguments)
+{
+	const char *all[16] = { "valgrind", "-q", "--error-exitcode=99", program };
+
+	for (unsigned int i = 4; i < ARRAY_SIZE(all) - 1 && *arguments; i++)
+		all[i] = *arguments++;
+	execvp(all[0], (char *const *)all);
+}
+
 /* One that was built beside this one. */
 static _Noreturn void execute(bool preloaded, const char *const *arguments)
 {
@@ -80,6 +90,8 @@ static _Noreturn void execute(bool preloaded, const char *const *arguments)
 	/* That of this program comes after ours. */
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
 	served_find(arguments[0], program, sizeof(program));
+	if (getenv("SELFTEST_VALGRIND"))
+		execute_in_valgrind(program, arguments + 1);
 	execv(program, (char *const *)arguments);
 	_exit(127);
 }
@@ -255,6 +267,9 @@ static void test_ordinary_file(void **state)
 {
 	uint64_t before = rounds();
 
+	/* It passes addresses that are wrong, which valgrind has something to say about. */
+	if (getenv("SELFTEST_VALGRIND"))
+		skip();
 	assert_same_table(print_table(false, ordinary), print_table(true, ordinary));
 	assert_int_equal(rounds(), before);
 }
@@ -262,8 +277,11 @@ static void test_ordinary_file(void **state)
 static void test_file_of_region(void **state)
 {
 	uint64_t before = rounds();
-	char *bare = print_table(false, served.session.emulated);
+	char *bare;
 
+	if (getenv("SELFTEST_VALGRIND"))
+		skip();
+	bare = print_table(false, served.session.emulated);
 	assert_int_equal(rounds(), before);
 	assert_same_table(bare, print_table(true, served.session.emulated));
 	assert_true(rounds() > before + 100);
