@@ -534,6 +534,7 @@ const char *flush_origin_to_string(enum flush_origin origin)
 		[FLUSH_ORIGIN_WITNESS] = "witness", [FLUSH_ORIGIN_OVERRUN] = "overrun",
 		[FLUSH_ORIGIN_WORKER] = "worker",   [FLUSH_ORIGIN_PEER] = "peer",
 		[FLUSH_ORIGIN_RECORD] = "record",   [FLUSH_ORIGIN_HOST] = "host",
+		[FLUSH_ORIGIN_CALLER] = "caller",
 	};
 
 	return (unsigned int)origin < N_FLUSH_ORIGINS ? names[origin] : "unknown";

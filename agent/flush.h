@@ -84,6 +84,7 @@ enum flush_origin {
 	FLUSH_ORIGIN_PEER,    /* another region of the same target failed */
 	FLUSH_ORIGIN_RECORD,  /* it is on record, but of which region can't be told, or the record is damaged */
 	FLUSH_ORIGIN_HOST,    /* the host's own flush of what is behind the region failed */
+	FLUSH_ORIGIN_CALLER,  /* a flush that a program made itself failed, it says */
 	N_FLUSH_ORIGINS,
 };
 

@@ -62,7 +62,8 @@ static bool is_zero(const uint64_t *words, size_t n)
 int packet_check(const struct packet *p, char *detail, size_t size)
 {
 	const struct pmem_agent_request *r = &p->request;
-	bool keep = r->type == PMEM_AGENT_PACKET_KEEP, by_number = r->type == PMEM_AGENT_PACKET_FLUSH && r->kept != 0;
+	bool keep = r->type == PMEM_AGENT_PACKET_KEEP, report = r->type == PMEM_AGENT_PACKET_REPORT;
+	bool by_number = r->type == PMEM_AGENT_PACKET_FLUSH && r->kept != 0;
 
 	/* The version first: others may have packets of another size. */
 	if (p->size >= sizeof(r->version) && r->version != PMEM_AGENT_WIRE_VERSION)
@@ -70,12 +71,14 @@ int packet_check(const struct packet *p, char *detail, size_t size)
 			 PMEM_AGENT_WIRE_VERSION);
 	else if (p->size != sizeof(*r))
 		snprintf(detail, size, "a packet of %zu bytes; a request has %zu", p->size, sizeof(*r));
-	else if (r->type != PMEM_AGENT_PACKET_FLUSH && r->type != PMEM_AGENT_PACKET_QUERY && !keep)
+	else if (r->type != PMEM_AGENT_PACKET_FLUSH && r->type != PMEM_AGENT_PACKET_QUERY && !keep && !report)
 		snprintf(detail, size, "a packet of unknown type %u", r->type);
 	else if (r->scope >= PMEM_AGENT_N_SCOPES)
 		snprintf(detail, size, "unknown scope %u", r->scope);
 	else if (r->type == PMEM_AGENT_PACKET_QUERY && r->timeout_usec != 0)
 		snprintf(detail, size, "a query with a timeout; it is answered at once");
+	else if (report && (r->scope != PMEM_AGENT_SCOPE_AUTO || r->timeout_usec != 0))
+		snprintf(detail, size, "a failure is reported without a scope or timeout");
 	else if (keep && (r->scope != PMEM_AGENT_SCOPE_AUTO || r->timeout_usec != 0 || r->id == 0))
 		snprintf(detail, size, "a descriptor is kept without a scope or timeout, and by a number that isn't 0");
 	else if (r->flags != 0 || (r->kept != 0 && !by_number) || !is_zero(r->reserved, ARRAY_SIZE(r->reserved)))

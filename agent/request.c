@@ -11,6 +11,7 @@
 #include <sys/sysmacros.h>
 
 #include "closer.h"
+#include "log.h"
 #include "manager-private.h"
 
 static struct request *request_free(struct request *r)
@@ -323,6 +324,43 @@ int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const st
 	ret->answer = (enum pmem_agent_answer)answer;
 	ret->scope = r->target.flush.scope;
 	describe_regions(r, ret);
+	return 0;
+}
+
+static void report_to(struct manager_region *mr, uid_t uid)
+{
+	bool believed = uid == 0 || strcmp(manager_region_get_basis(mr), "watched") != 0;
+	struct flush_status status;
+
+	manager_region_get_status(mr, &status);
+	if (!mr->flush || status.loss.number > 0)
+		return;
+	log_region(LOG_WARNING, LOG_EVENT_NONE, mr->region->name, status.epoch,
+		   "%s: a program of uid %u says that a flush of its own failed%s", mr->region->name, (unsigned int)uid,
+		   believed ? "" : "; the trace instance has seen nothing of it");
+	if (believed)
+		round_lose(mr, EIO, FLUSH_ORIGIN_CALLER);
+}
+
+int manager_report_fd(struct manager *m, int fd, const struct flush_caller *caller,
+		      char detail[static MOUNT_DETAIL_MAX])
+{
+	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, NULL, NULL);
+	int answer;
+
+	if (!r) {
+		closer_close(fd, caller->uid);
+		return -ENOMEM;
+	}
+	answer = resolve_fd(r, MOUNT_SCOPE_AUTO, detail);
+	if (answer < 0)
+		return answer;
+	if (r->n_parts == 0)
+		return answer ?: PMEM_AGENT_ORDINARY;
+	/* What the kernel has told comes first. */
+	watch_read(m, NULL);
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		report_to(r->parts[i].region, caller->uid);
 	return 0;
 }
 

@@ -41,7 +41,8 @@ static struct sock_request *sock_request_new(struct connection *c, const struct 
 		return NULL;
 	r->connection = c;
 	r->reply.version = PMEM_AGENT_WIRE_VERSION;
-	r->reply.type = request->type == PMEM_AGENT_PACKET_QUERY || request->type == PMEM_AGENT_PACKET_KEEP
+	r->reply.type = request->type == PMEM_AGENT_PACKET_QUERY || request->type == PMEM_AGENT_PACKET_KEEP ||
+				request->type == PMEM_AGENT_PACKET_REPORT
 			    ? request->type
 			    : PMEM_AGENT_PACKET_FLUSH;
 	r->reply.id = request->id;
@@ -288,6 +289,17 @@ static int keep(struct sock_request *r, struct packet *p, char detail[static MOU
 	return e;
 }
 
+/* As begin(). */
+static int report(struct sock_request *r, struct packet *p, char detail[static MOUNT_DETAIL_MAX])
+{
+	struct flush_caller caller = caller_of(r->connection, 0);
+	int e = manager_report_fd(r->connection->sock->manager, packet_take_fd(p), &caller, detail);
+
+	if (e == 0)
+		answer(r);
+	return e;
+}
+
 static void handle(struct connection *c, struct packet *p)
 {
 	struct sock_request *r = sock_request_new(c, &p->request);
@@ -302,9 +314,10 @@ static void handle(struct connection *c, struct packet *p)
 	if (e == PMEM_AGENT_REFUSED)
 		r->reply.type = PMEM_AGENT_PACKET_ERROR;
 	if (e == 0)
-		e = p->request.type == PMEM_AGENT_PACKET_QUERY  ? query(r, p)
-		    : p->request.type == PMEM_AGENT_PACKET_KEEP ? keep(r, p, detail)
-								: begin(r, p, detail);
+		e = p->request.type == PMEM_AGENT_PACKET_QUERY    ? query(r, p)
+		    : p->request.type == PMEM_AGENT_PACKET_KEEP   ? keep(r, p, detail)
+		    : p->request.type == PMEM_AGENT_PACKET_REPORT ? report(r, p, detail)
+								  : begin(r, p, detail);
 	if (e == 0)
 		return;
 	if (e < 0)

@@ -207,9 +207,25 @@ static bool receive(const struct preload_line *line, struct pmem_agent_reply *re
 	if (size <= 0)
 		return false;
 	exchange_judge(reply, (size_t)size, v);
-	if (v->concern == EXCHANGE_ONE)
-		exchange_expect(PMEM_AGENT_PACKET_FLUSH, reply, v);
 	return true;
+}
+
+/* One request and what it is answered; `ret_reply` and `ret_verdict` with PRELOAD_TOLD. */
+static enum preload_outcome exchange(const struct pmem_agent_request *request, int fd, const struct preload_file *file,
+				     struct pmem_agent_reply *ret_reply, struct exchange_verdict *ret_verdict)
+{
+	struct preload_line own = { .fd = -1 }, *line;
+	bool same;
+
+	if (deliver(request, fd, &own, &line) < 0)
+		return PRELOAD_UNASKED;
+	same = request->kept || is_same(fd, file);
+	if (!receive(line, ret_reply, ret_verdict)) {
+		give_back(line, &own, false);
+		return PRELOAD_UNKNOWN;
+	}
+	give_back(line, &own, ret_verdict->concern == EXCHANGE_ONE);
+	return same ? PRELOAD_TOLD : PRELOAD_CHANGED;
 }
 
 enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
@@ -224,19 +240,12 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 	};
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
-	struct preload_line own = { .fd = -1 }, *line;
-	bool same;
+	enum preload_outcome outcome = exchange(&request, h.fd, file, &reply, &v);
 
-	if (deliver(&request, h.fd, &own, &line) < 0)
-		return PRELOAD_UNASKED;
-	same = h.kept || is_same(h.fd, file);
-	if (!receive(line, &reply, &v)) {
-		give_back(line, &own, false);
-		return PRELOAD_UNKNOWN;
-	}
-	give_back(line, &own, v.concern == EXCHANGE_ONE);
-	if (!same)
-		return PRELOAD_CHANGED;
+	if (outcome != PRELOAD_TOLD)
+		return outcome;
+	if (v.concern == EXCHANGE_ONE)
+		exchange_expect(PMEM_AGENT_PACKET_FLUSH, &reply, &v);
 	/* Refused as a whole: too many connections, or another version. It has flushed nothing. */
 	if (v.concern == EXCHANGE_REFUSAL && (v.answer == PMEM_AGENT_BUSY || v.error == -EPROTONOSUPPORT))
 		return PRELOAD_UNASKED;
@@ -244,4 +253,19 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 	ret->error = -v.error;
 	ret->page = v.answer == PMEM_AGENT_DURABLE && reply.n_regions == 1 ? reply.regions[0].page : 0;
 	return PRELOAD_TOLD;
+}
+
+bool preload_tell(struct preload_handle h, const struct preload_file *file)
+{
+	const struct pmem_agent_request request = {
+		.version = PMEM_AGENT_WIRE_VERSION,
+		.type = PMEM_AGENT_PACKET_REPORT,
+		.id = 1,
+	};
+	struct pmem_agent_reply reply;
+	struct exchange_verdict v;
+
+	/* Whatever it has to say of it, if it is an answer to that. */
+	return h.fd >= 0 && exchange(&request, h.fd, file, &reply, &v) == PRELOAD_TOLD && v.concern == EXCHANGE_ONE &&
+	       reply.type == PMEM_AGENT_PACKET_REPORT;
 }

@@ -23,6 +23,7 @@ struct preload_device {
 	uint64_t page;         /* 0: not known */
 	uint64_t not_before;   /* second at which the agent is asked again: it was nothing of ours */
 	uint32_t stuck;        /* a real call has failed with EIO, */
+	uint32_t untold;       /* which the agent has not been told, */
 	uint64_t acknowledged; /* when that much of the page's losses was acknowledged */
 	uint32_t is_no_region; /* by sysfs, for good */
 };
@@ -329,7 +330,18 @@ void preload_device_stick(const struct preload_file *file)
 	if (page)
 		acknowledged = __atomic_load_n(&page->agent.acknowledged, __ATOMIC_ACQUIRE);
 	__atomic_store_n(&file->known->acknowledged, acknowledged, __ATOMIC_RELAXED);
+	__atomic_store_n(&file->known->untold, 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&file->known->stuck, 1, __ATOMIC_RELEASE);
+}
+
+bool preload_device_is_to_tell(const struct preload_file *file)
+{
+	return file->known && __atomic_load_n(&file->known->untold, __ATOMIC_RELAXED);
+}
+
+void preload_device_told(const struct preload_file *file)
+{
+	__atomic_store_n(&file->known->untold, 0, __ATOMIC_RELAXED);
 }
 
 bool preload_device_is_stuck(const struct preload_file *file)

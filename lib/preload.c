@@ -187,8 +187,11 @@ static int flush(struct preload_handle h, enum pmem_agent_scope scope, const str
 	struct preload_reply reply;
 	int error;
 
-	if (preload_device_is_stuck(file))
+	if (preload_device_is_stuck(file)) {
+		if (preload_device_is_to_tell(file) && preload_tell(h, file))
+			preload_device_told(file);
 		return EIO;
+	}
 	if (file->kind == PRELOAD_EMULATED || file->kind == PRELOAD_DAX_DEVICE)
 		scope = PMEM_AGENT_SCOPE_AUTO;
 	switch (h.fd >= 0 || h.kept ? preload_ask(h, scope, file, &reply) : PRELOAD_UNASKED) {

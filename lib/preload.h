@@ -100,6 +100,11 @@ void preload_device_add_page(const struct pmem_agent_page *page, uint64_t number
 
 /* The real call has failed with EIO, and the agent may not know. */
 void preload_device_stick(const struct preload_file *file);
+
+/* Once: it is to be told so. It has been, says the caller, if preload_device_told() follows. */
+bool preload_device_is_to_tell(const struct preload_file *file);
+void preload_device_told(const struct preload_file *file);
+
 bool preload_device_is_stuck(const struct preload_file *file);
 
 /*
@@ -166,6 +171,9 @@ struct preload_handle {
 /* Have it flushed, and wait for it. `h.fd` should be `file`: if not, PRELOAD_CHANGED. */
 enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
 				 struct preload_reply *ret);
+
+/* Tells the agent that a real call on `file` has failed. False: it doesn't know. */
+bool preload_tell(struct preload_handle h, const struct preload_file *file);
 
 /* ---- preload-kept.c ---- */
 

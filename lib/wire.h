@@ -51,9 +51,11 @@ enum pmem_agent_answer {
 
 enum pmem_agent_packet {
 	PMEM_AGENT_PACKET_FLUSH = 1, /* a request, and its reply */
-	PMEM_AGENT_PACKET_ERROR, /* a reply to what is no request; id 0: to all that the connection still waits for */
-	PMEM_AGENT_PACKET_QUERY, /* a request to tell what a flush would come to, without making one, and its reply */
-	PMEM_AGENT_PACKET_KEEP,  /* a request to keep the descriptor for as long as the connection, and its reply */
+	PMEM_AGENT_PACKET_ERROR,  /* a reply to what is no request; id 0: to all that the connection still waits for */
+	PMEM_AGENT_PACKET_QUERY,  /* a request to tell what a flush would come to, without making one, and its reply */
+	PMEM_AGENT_PACKET_KEEP,   /* a request to keep the descriptor for as long as the connection, and its reply */
+	PMEM_AGENT_PACKET_REPORT, /* a flush that the peer made itself, without an agent, failed with EIO; and its reply
+				   */
 };
 
 enum pmem_agent_scope {
@@ -102,6 +104,11 @@ struct pmem_agent_request {
  * flushes on any connection of the same user name the descriptor. A connection keeps one, until the peer shuts it down
  * for writing or closes it; the agent closes it only after it has dropped the descriptor. The reply's `answer` is 0 if
  * it is kept, and never a promise.
+ */
+
+/*
+ * PMEM_AGENT_PACKET_REPORT, with the descriptor, is for who made a flush itself while there was no agent. The reply's
+ * `answer` is 0 if the agent has heard it, whether it believes it or not.
  */
 
 /* A region, by the name of its page (16 hexadecimal digits, then ".page"), and the round that confirmed. */

@@ -222,7 +222,7 @@ static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 		request.version += 1 + below(c, 9);
 		break;
 	case 1:
-		request.type = PMEM_AGENT_PACKET_KEEP + 1 + below(c, 9);
+		request.type = PMEM_AGENT_PACKET_REPORT + 1 + below(c, 9);
 		break;
 	case 2:
 		request.scope = PMEM_AGENT_N_SCOPES + below(c, 9);

@@ -446,9 +446,33 @@ static void test_no_agent(void **state)
 	assert_int_equal(served_start_agent(&served), 0);
 }
 
+static void assert_words_fail(bool fail)
+{
+	static const char *const words[] = { "fsync", "fdatasync", "msync" };
+	char wanted[32];
+	struct program p;
+
+	start_program(&p, true, WORDS("fsync", "fdatasync", "msync"));
+	for (unsigned int i = 0; i < ARRAY_SIZE(words); i++) {
+		snprintf(wanted, sizeof(wanted), fail ? "%s -1 5" : "%s 0 0", words[i]);
+		assert_prints(&p, wanted);
+	}
+	end_program(&p);
+}
+
+static void acknowledge(uint64_t number)
+{
+	_cleanup_(sd_bus_flush_close_unrefp) sd_bus *bus = NULL;
+
+	assert_true(sd_bus_open_system(&bus) >= 0);
+	assert_true(sd_bus_call_method(bus, BUS_NAME, BUS_PATH "/region/emu0", BUS_INTERFACE_REGION, "AcknowledgeLoss",
+				       NULL, NULL, "t", number) >= 0);
+}
+
 /* An error that only this process has seen stays, whatever the kernel says next. */
 static void test_real_call_fails(void **state)
 {
+	struct pmem_agent_page *page = map_page();
 	struct program p;
 
 	assert_int_equal(served_stop_agent(&served), 0);
@@ -457,16 +481,27 @@ static void test_real_call_fails(void **state)
 	assert_prints(&p, "fsync -1 5");
 	assert_prints(&p, "fsync 0 0");
 	end_program(&p);
-	start_program(&p, true, WORDS("fsync", "fsync", "msync", "pause", "fdatasync"));
+	start_program(&p, true, WORDS("fsync", "fsync", "msync", "pause", "fdatasync", "pause", "fsync"));
 	unsetenv("PRELOAD_FAIL");
 	assert_prints(&p, "fsync -1 5");
 	assert_prints(&p, "fsync -1 5");
 	assert_prints(&p, "msync -1 5");
 	assert_prints(&p, "pause 0 0");
+	/* The agent did not know; the next call tells it, and then everybody knows. */
 	assert_int_equal(served_start_agent(&served), 0);
+	assert_words_fail(false);
 	go_on(&p);
 	assert_prints(&p, "fdatasync -1 5");
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_CALLER);
+	assert_words_fail(true);
+	assert_prints(&p, "pause 0 0");
+	acknowledge(page->agent.loss);
+	go_on(&p);
+	assert_prints(&p, "fsync 0 0");
 	end_program(&p);
+	assert_words_fail(false);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
 /* Where its only thread waits, says the kernel. */
@@ -504,20 +539,6 @@ static void test_agent_killed_in_mid_wait(void **state)
 	end_program(&p);
 	kill(worker, SIGKILL);
 	assert_int_equal(served_start_agent(&served), 0);
-}
-
-static void assert_words_fail(bool fail)
-{
-	static const char *const words[] = { "fsync", "fdatasync", "msync" };
-	char wanted[32];
-	struct program p;
-
-	start_program(&p, true, WORDS("fsync", "fdatasync", "msync"));
-	for (unsigned int i = 0; i < ARRAY_SIZE(words); i++) {
-		snprintf(wanted, sizeof(wanted), fail ? "%s -1 5" : "%s 0 0", words[i]);
-		assert_prints(&p, wanted);
-	}
-	end_program(&p);
 }
 
 static void test_loss(void **state)

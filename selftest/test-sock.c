@@ -345,7 +345,7 @@ static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 		{ "253 descriptors", 64, 253 },
 		{ "unknown type 0", 64, 1, offsetof(struct pmem_agent_request, type), 0 },
 		{ "unknown type 2", 64, 1, offsetof(struct pmem_agent_request, type), 2 },
-		{ "unknown type 5", 64, 1, offsetof(struct pmem_agent_request, type), 5 },
+		{ "unknown type 6", 64, 1, offsetof(struct pmem_agent_request, type), 6 },
 		{ "unknown scope 5", 64, 1, offsetof(struct pmem_agent_request, scope), 5 },
 		{ "unknown scope 4294967295", 64, 1, offsetof(struct pmem_agent_request, scope), UINT32_MAX },
 		{ "flag or reserved", 64, 1, offsetof(struct pmem_agent_request, flags), 1 },

@@ -159,6 +159,38 @@ static void test_died_reading(void **state)
 	assert_true(page->agent.loss == 1);
 }
 
+static int report(uid_t uid)
+{
+	const struct flush_caller caller = { .uid = uid };
+	char detail[MOUNT_DETAIL_MAX];
+
+	return manager_report_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), &caller, detail);
+}
+
+/* Where it watches the region, nobody but root can say that something was lost; where it doesn't, anyone. */
+static void test_reports(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct answer_of a;
+
+	start_watched();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	emu0()->region->kind = REGION_KIND_VIRTIO_PMEM;
+	assert_int_equal(report(1000), 0);
+	assert_int_equal(pmem_agent_page_lost(page), 0);
+	assert_int_equal(report(0), 0);
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_CALLER);
+	/* One is enough. */
+	assert_int_equal(report(0), 0);
+	assert_true(page->agent.loss == 1);
+	assert_int_equal(manager_acknowledge(manager, emu0(), 1, detail), 0);
+	emu0()->region->kind = REGION_KIND_EMULATED;
+	assert_int_equal(report(1000), 0);
+	assert_true(page->agent.loss == 2 && pmem_agent_page_lost(page) == PMEM_AGENT_LOST);
+}
+
 #define WATCHED(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down_watched)
 
 int main(void)
@@ -169,6 +201,7 @@ int main(void)
 		WATCHED(test_overrun_while_in_flight),
 		WATCHED(test_overrun_after_removal),
 		WATCHED(test_died_reading),
+		WATCHED(test_reports),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
