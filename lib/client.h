@@ -2,7 +2,8 @@
 /*
  * client: what the files of libpmem-agent share
  *
- *   client.c      the calls, and who does what while they wait
+ *   client.c      the calls
+ *   slot.c        what threads want, and who does what while they wait
  *   connection.c  requests out, answers in
  *   page.c        the pages of regions
  *   exchange.c    one packet each way
@@ -105,12 +106,38 @@ struct pmem_agent {
 	struct client_page pages[CLIENT_MAX_PAGES];
 };
 
-/* ---- client.c ---- */
+/* ---- slot.c: all but those of time are called with the lock ---- */
 
 uint64_t client_now_usec(void);
 
+/* When so much time has passed; UINT64_MAX: never. */
+uint64_t client_deadline(uint64_t timeout_usec);
+bool client_is_over(uint64_t deadline_usec);
+
 /* For poll(): milliseconds until then, rounded up; -1 for ever. */
 int client_until(uint64_t deadline_usec);
+
+/* Gives the lock up meanwhile. */
+void client_wait_until(struct pmem_agent *agent, pthread_cond_t *cond, uint64_t deadline_usec);
+
+/* NULL: there is no room. */
+struct slot *slot_new(struct pmem_agent *agent, bool submitted, const struct slot_key *key, uint64_t deadline_usec);
+void slot_free(struct pmem_agent *agent, struct slot *s);
+
+/* One that others are about to send too, or a new one; waits for room. NULL at the deadline. */
+struct slot *slot_join(struct pmem_agent *agent, const struct slot_key *key, uint64_t deadline_usec);
+
+/* Does what there is to do until the slot has come so far. False: the deadline has passed before. */
+bool slot_await(struct pmem_agent *agent, struct slot *s, enum slot_state state, uint64_t deadline_usec);
+
+/* The call has what it wanted, or gives up. */
+void slot_part_with(struct pmem_agent *agent, struct slot *s);
+
+/* The caller goes, and had a part in it: somebody who waits takes it over. */
+void slot_hand_over(struct pmem_agent *agent);
+
+/* So that who polls learns of answers that others have taken in for it. */
+void slot_signal_answers(struct pmem_agent *agent);
 
 /* Its answer; whoever waits for it is woken. */
 void client_settle(struct pmem_agent *agent, struct slot *s, enum pmem_agent_answer answer, int error,
