@@ -58,7 +58,7 @@ static void *find(const char *name)
 
 static void flush_or_abort(const char *name, const void *address, size_t size)
 {
-	int error = preload_flush_regions((uintptr_t)address, (uintptr_t)address + size);
+	int error = preload_flush_regions((uintptr_t)address, (uintptr_t)address + size, NULL);
 
 	if (error == 0)
 		return;
@@ -71,11 +71,16 @@ static void flush_all_or_abort(const char *name)
 	flush_or_abort(name, NULL, UINTPTR_MAX);
 }
 
-/* As those functions return it. */
-static int flush_or_fail(const void *address, size_t size)
+/*
+ * A deep flush of the library's own is one beside the agent's, and would take an error that others are to see. So it is
+ * made only of what is no region. As those functions return it; `deep`: whether it is still to be made.
+ */
+static int flush_deep(const void *address, size_t size, bool *ret_deep)
 {
-	int error = preload_flush_regions((uintptr_t)address, (uintptr_t)address + size);
+	bool all;
+	int error = preload_flush_regions((uintptr_t)address, (uintptr_t)address + size, &all);
 
+	*ret_deep = error == 0 && !all;
 	if (error != 0)
 		errno = error;
 	return error ? -1 : 0;
@@ -124,9 +129,14 @@ EXPORT int pmem_deep_persist(const void *address, size_t size)
 
 EXPORT int pmem_deep_drain(const void *address, size_t size)
 {
-	int r = REAL(int (*)(const void *, size_t), pmem_deep_drain)(address, size);
+	bool deep = true;
+	int r = 0;
 
-	return r == 0 && preload_device_any_mapped() ? flush_or_fail(address, size) : r;
+	if (preload_device_any_mapped()) {
+		REAL(drain_fn, pmem_drain)();
+		r = flush_deep(address, size, &deep);
+	}
+	return deep ? REAL(int (*)(const void *, size_t), pmem_deep_drain)(address, size) : r;
 }
 
 #define COPY(name, kind, from_type)                                                                                    \
@@ -240,11 +250,23 @@ GET(memmove, copy_fn)
 GET(memcpy, copy_fn)
 GET(memset, set_fn)
 
+static bool is_within(struct pmem2_map *map, const char *address, size_t size)
+{
+	const char *start = REAL(void *(*)(struct pmem2_map *), pmem2_map_get_address)(map);
+	size_t all = REAL(size_t(*)(struct pmem2_map *), pmem2_map_get_size)(map);
+
+	return address >= start && size <= all && (size_t)(address - start) <= all - size;
+}
+
 EXPORT int pmem2_deep_flush(struct pmem2_map *map, void *address, size_t size)
 {
-	int r = REAL(int (*)(struct pmem2_map *, void *, size_t), pmem2_deep_flush)(map, address, size);
+	bool deep = true;
+	int r = 0;
 
-	if (r != 0 || !preload_device_any_mapped())
-		return r;
-	return flush_or_fail(address, size) < 0 ? -errno : 0;
+	/* What isn't is for the library to refuse. */
+	if (preload_device_any_mapped() && is_within(map, address, size)) {
+		REAL(persist_fn(*)(struct pmem2_map *), pmem2_get_persist_fn)(map)(address, size);
+		r = flush_deep(address, size, &deep) < 0 ? -errno : 0;
+	}
+	return deep ? REAL(int (*)(struct pmem2_map *, void *, size_t), pmem2_deep_flush)(map, address, size) : r;
 }

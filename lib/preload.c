@@ -111,7 +111,8 @@ struct call {
 
 static int make(const struct call *c)
 {
-	int r = c->sync ? c->sync(c->fd) : REAL(msync)(c->address, c->size, MS_SYNC);
+	size_t before = (uintptr_t)c->address & ((uintptr_t)sysconf(_SC_PAGESIZE) - 1); /* of pmem_persist() only */
+	int r = c->sync ? c->sync(c->fd) : REAL(msync)((char *)c->address - before, c->size + before, MS_SYNC);
 
 	return r < 0 ? errno : 0;
 }
@@ -265,6 +266,7 @@ EXPORT int syncfs(int fd)
 /* ---- memory ---- */
 
 struct flushed {
+	size_t regions; /* bytes in mappings of what stands for a region */
 	unsigned int n;
 	struct {
 		uint64_t device, inode;
@@ -292,9 +294,10 @@ static int sync_mapping(const struct preload_mapping *m, struct call *c, struct 
 	struct preload_file file;
 	int error;
 
-	if (is_flushed(f, m))
-		return 0;
 	if (c->only_regions && !preload_device_is_region(m->device, m->inode))
+		return 0;
+	f->regions += c->size;
+	if (is_flushed(f, m))
 		return 0;
 	if (!preload_device_find(m->device))
 		return make(c);
@@ -314,7 +317,7 @@ static int sync_mapping(const struct preload_mapping *m, struct call *c, struct 
 }
 
 /* As the kernel does it: up to the first error, and holes don't count as one of these. 0 or an errno. */
-static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions)
+static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions, bool *ret_all_regions)
 {
 	struct flushed flushed = { .n = 0 };
 	bool hole = false;
@@ -349,17 +352,21 @@ static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions)
 		}
 	}
 	preload_map_close(&map);
+	if (ret_all_regions)
+		*ret_all_regions = flushed.regions == end - start;
 	return error ? error : r < 0 ? EIO : hole ? ENOMEM : 0;
 }
 
-int preload_flush_regions(uintptr_t start, uintptr_t end)
+int preload_flush_regions(uintptr_t start, uintptr_t end, bool *ret_all)
 {
 	int saved = errno, cancel, error;
 
+	if (ret_all)
+		*ret_all = false;
 	if (is_off)
 		return 0;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = sync_mappings(start & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1), end, true);
+	error = sync_mappings(start, end, true, ret_all);
 	pthread_setcancelstate(cancel, NULL);
 	errno = saved;
 	return error == ENOMEM ? 0 : error;
@@ -382,7 +389,7 @@ EXPORT int msync(void *address, size_t size, int flags)
 	size = (size + page - 1) & ~(page - 1);
 	pthread_testcancel();
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = start + size < start ? 0 : sync_mappings(start, start + size, false);
+	error = start + size < start ? 0 : sync_mappings(start, start + size, false, NULL);
 	pthread_setcancelstate(cancel, NULL);
 	return finish(error ? error : holes, saved);
 }

@@ -34,9 +34,9 @@ struct statx;
 
 /*
  * Stores in these addresses which the CPU has flushed are made durable as far as they are in mappings of device-dax, or
- * of emulated regions. 0 or an errno.
+ * of emulated regions. 0 or an errno. `ret_all`: whether all of them are; NULL is allowed.
  */
-int preload_flush_regions(uintptr_t start, uintptr_t end);
+int preload_flush_regions(uintptr_t start, uintptr_t end, bool *ret_all);
 
 /* ---- preload-device.c ---- */
 

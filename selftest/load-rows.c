@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -394,6 +395,71 @@ MMAP(mmap_no_type, 0, row_fd, 0, PAGE)
 MMAP(mmap_unknown_flag, MAP_SHARED_VALIDATE | 0x40000000, row_fd, 0, PAGE)
 MMAP(mmap_anonymous, MAP_SHARED | MAP_ANONYMOUS, -1, 0, PAGE)
 
+/* ---- what closes and unmaps ---- */
+
+/* A mapping by a descriptor of its own, which `close_it` closes; then `call`. */
+#define CLOSED(name, close_it, call)                                                                                   \
+	static int name(void)                                                                                          \
+	{                                                                                                              \
+		int fd = open(row_path, O_RDWR | O_CLOEXEC), r, saved;                                                 \
+		char *p = mmap(NULL, N_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);                       \
+                                                                                                                       \
+		p[0] = 1;                                                                                              \
+		close_it;                                                                                              \
+		errno = 77;                                                                                            \
+		r = call;                                                                                              \
+		saved = errno;                                                                                         \
+		munmap(p, N_PAGES *PAGE);                                                                              \
+		errno = saved;                                                                                         \
+		return r;                                                                                              \
+	}
+
+/* By another open file: -1 as long as the first holds it. */
+static int lock_anew(void)
+{
+	int fd = open(row_path, O_RDWR | O_CLOEXEC);
+
+	return row_close(fd, flock(fd, LOCK_EX | LOCK_NB));
+}
+
+static int close_in_vforked(int fd)
+{
+	pid_t child = vfork();
+
+	if (child == 0) {
+		close(fd);
+		_exit(0);
+	}
+	return waitpid(child, NULL, 0) == child ? fcntl(fd, F_GETFD) >= 0 && close(fd) == 0 ? 0 : -2 : -3;
+}
+
+CLOSED(msync_after_close, close(fd), msync(p, N_PAGES *PAGE, MS_SYNC))
+CLOSED(msync_after_dup2, (dup2(STDOUT_FILENO, fd), close(fd)), msync(p, PAGE, MS_SYNC))
+CLOSED(msync_after_fclose, fclose(fdopen(fd, "r+")), msync(p + PAGE, PAGE, MS_SYNC | MS_INVALIDATE))
+CLOSED(msync_after_part, (close(fd), munmap(p, PAGE)), msync(p + PAGE, PAGE, MS_SYNC))
+CLOSED(msync_after_part_hole, (close(fd), munmap(p + PAGE, PAGE)), msync(p, N_PAGES *PAGE, MS_SYNC))
+CLOSED(msync_after_move, (close(fd), p = mremap(p, N_PAGES *PAGE, 2 * N_PAGES * PAGE, MREMAP_MAYMOVE)),
+       msync(p, N_PAGES *PAGE, MS_SYNC))
+CLOSED(msync_in_vforked_closed, close_in_vforked(fd), msync(p, PAGE, MS_SYNC))
+CLOSED(flock_while_mapped, (flock(fd, LOCK_EX), close(fd)), lock_anew())
+CLOSED(flock_when_unmapped, (flock(fd, LOCK_EX), close(fd), munmap(p, N_PAGES *PAGE)), lock_anew())
+CLOSED(flock_when_covered,
+       (flock(fd, LOCK_EX), close(fd),
+	mmap(p, N_PAGES *PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)),
+       lock_anew())
+CLOSED(close_again, close(fd), close(fd))
+CLOSED(dup2_same, (void)0, row_close(fd, dup2(fd, fd) == fd ? 0 : -1))
+CLOSED(dup2_bad, close(fd), dup2(fd, fd))
+CLOSED(dup3_same, (void)0, row_close(fd, dup3(fd, fd, O_CLOEXEC)))
+CLOSED(munmap_unaligned, close(fd), munmap(p + 1, PAGE))
+CLOSED(munmap_nothing, close(fd), munmap(p, 0))
+CLOSED(mremap_bad_flags, close(fd), mremap(p, PAGE, PAGE, MREMAP_FIXED, p) == MAP_FAILED ? -1 : 0)
+
+static int close_negative(void)
+{
+	return close(-1);
+}
+
 #define ROW(name)                                                                                                      \
 	{                                                                                                              \
 #name, name                                                                                            \
@@ -457,6 +523,24 @@ static const struct {
 	ROW(mmap_no_type),
 	ROW(mmap_unknown_flag),
 	ROW(mmap_anonymous),
+	ROW(msync_after_close),
+	ROW(msync_after_dup2),
+	ROW(msync_after_fclose),
+	ROW(msync_after_part),
+	ROW(msync_after_part_hole),
+	ROW(msync_after_move),
+	ROW(msync_in_vforked_closed),
+	ROW(flock_while_mapped),
+	ROW(flock_when_unmapped),
+	ROW(flock_when_covered),
+	ROW(close_again),
+	ROW(close_negative),
+	ROW(dup2_same),
+	ROW(dup2_bad),
+	ROW(dup3_same),
+	ROW(munmap_unaligned),
+	ROW(munmap_nothing),
+	ROW(mremap_bad_flags),
 	ROW(in_forked_child),
 	ROW(in_vforked_child),
 	ROW(in_signal_handler),
