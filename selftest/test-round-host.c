@@ -286,15 +286,15 @@ static void test_by_host_left(void **state)
 /* Nobody will ever know what came of it. */
 static void test_agent_ends_meanwhile(void **state)
 {
+	struct request *request;
 	struct answer_of a;
 
 	start_by_host();
 	serve();
-	request_cancel(ask(&a));
-	ask(&a);
+	request = ask(&a);
 	wait_for_ask(1);
-	request_cancel(emu0()->stop_request);
-	manager = manager_free(manager);
+	request_cancel(request);
+	end_agent();
 	start();
 	assert_refused(PMEM_AGENT_LOST);
 	assert_int_equal(status().loss.origin, FLUSH_ORIGIN_WORKER);
