@@ -60,6 +60,19 @@ static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error
 	return 0;
 }
 
+/*
+ * The bus lets each connection have so many matches (512 with dbus-daemon) and no more. That this one was refused is no
+ * reason to part with the bus, as sd-bus does where nobody looks.
+ */
+static int on_match_added(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus_client *c = userdata;
+
+	if (sd_bus_message_is_method_error(reply, NULL))
+		c->match = sd_bus_slot_unref(c->match);
+	return 1;
+}
+
 static struct bus_client *client_find(struct bus *b, const char *sender)
 {
 	struct bus_client *c;
@@ -70,7 +83,9 @@ static struct bus_client *client_find(struct bus *b, const char *sender)
 	return NULL;
 }
 
-/* Who left before the bus knows that we want to know is not noticed: those calls run to their end, and answer nobody.
+/*
+ * Who left before the bus knows that we want to know is not noticed, nor who leaves where the bus has no room for the
+ * match: those calls run to their end, and answer nobody.
  */
 static int client_new(struct bus *b, const char *sender, struct bus_client **ret)
 {
@@ -88,7 +103,8 @@ static int client_new(struct bus *b, const char *sender, struct bus_client **ret
 		 "type='signal',sender='org.freedesktop.DBus',path='/org/freedesktop/DBus',"
 		 "interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='%.64s'",
 		 sender);
-	r = c->sender ? sd_bus_add_match_async(b->bus, &c->match, match, on_name_owner_changed, NULL, c) : -ENOMEM;
+	r = c->sender ? sd_bus_add_match_async(b->bus, &c->match, match, on_name_owner_changed, on_match_added, c)
+		      : -ENOMEM;
 	if (r < 0) {
 		bus_client_free(c);
 		return r;
@@ -136,7 +152,7 @@ static void client_rest(struct bus_client *c)
 	struct bus_client *oldest = NULL, *other;
 	unsigned int n = 0;
 
-	if (!c->known) {
+	if (!c->known || !c->match) {
 		bus_client_free(c);
 		return;
 	}

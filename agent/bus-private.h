@@ -29,7 +29,7 @@ struct bus_ticket;
 struct bus_client {
 	struct bus *bus;
 	char *sender;
-	sd_bus_slot *match; /* tells when they leave */
+	sd_bus_slot *match; /* tells when they leave; NULL: the bus has no room for it */
 	sd_bus_slot *query; /* for their uid */
 	bool known;         /* it is here: */
 	uid_t uid;

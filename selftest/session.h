@@ -20,6 +20,9 @@
 #include "agent/util.h"
 #include "lib/wire.h"
 
+/* The bus has room for so many of one connection. */
+#define SESSION_MAX_MATCHES "96"
+
 struct session {
 	char directory[64];
 	char emulated[96]; /* the file that is emu0 */
@@ -48,7 +51,8 @@ static inline int session_start_bus(struct session *s)
 		 "<policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>"
 		 "<allow send_type=\"signal\"/><allow send_type=\"method_return\"/><allow send_type=\"error\"/>"
 		 "<allow receive_type=\"method_call\"/><allow receive_type=\"method_return\"/>"
-		 "<allow receive_type=\"error\"/><allow receive_type=\"signal\"/></policy></busconfig>",
+		 "<allow receive_type=\"error\"/><allow receive_type=\"signal\"/></policy>"
+		 "<limit name=\"max_match_rules_per_connection\">" SESSION_MAX_MATCHES "</limit></busconfig>",
 		 s->directory);
 	if (session_write(path, text) < 0 || pipe(pipes) < 0)
 		return -errno;

@@ -305,6 +305,34 @@ static void test_client_leaves(void **state)
 		;
 }
 
+/* More of them than the bus has room for matches: nobody is told of their leaving, and all are served. */
+static void test_more_clients_than_matches(void **state)
+{
+	sd_bus *others[120] = { NULL };
+	unsigned int counts[3] = { 0 };
+	pid_t worker;
+
+	assert_true((size_t)atoi(SESSION_MAX_MATCHES) < ARRAY_SIZE(others));
+	test_flush_by_descriptor(state);
+	worker = find_worker();
+	assert_int_equal(kill(worker, SIGSTOP), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+		assert_true(sd_bus_open_system(&others[i]) >= 0);
+		begin_flush(others[i], counts);
+		assert_true(sd_bus_flush(others[i]) >= 0);
+	}
+	wait_for_waiting(ARRAY_SIZE(others));
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+		while (counts[0] + counts[1] + counts[2] <= i)
+			process(others[i]);
+		sd_bus_flush_close_unref(others[i]);
+	}
+	assert_int_equal(counts[0], ARRAY_SIZE(others));
+	wait_for_waiting(0);
+	test_flush_by_descriptor(state);
+}
+
 /* ---- who may ---- */
 
 /* Stands for polkit: says yes to what it is asked properly, and asks for a password where that is allowed. */
@@ -571,6 +599,7 @@ int main(void)
 		cmocka_unit_test(test_stalled_descriptor),
 		cmocka_unit_test(test_many_calls_wait_and_are_answered),
 		cmocka_unit_test(test_client_leaves),
+		cmocka_unit_test(test_more_clients_than_matches),
 		cmocka_unit_test(test_others_need_polkit),
 		cmocka_unit_test(test_changes_are_told_now_and_then),
 		cmocka_unit_test(test_loss_is_told_and_answered),
