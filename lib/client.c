@@ -34,6 +34,15 @@ static void init_lock(struct pmem_agent *agent)
 	pthread_condattr_destroy(&attributes);
 }
 
+/* A program that closes all it knows of may have the numbers for something else by now, which is not ours to close. */
+static bool are_our_polls(const struct pmem_agent *agent)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+
+	return agent->epoll >= 0 && agent->event >= 0 &&
+	       epoll_ctl(agent->epoll, EPOLL_CTL_MOD, agent->event, &event) == 0;
+}
+
 static int open_polls(int *ret_epoll, int *ret_event)
 {
 	struct epoll_event event = { .events = EPOLLIN };
@@ -52,21 +61,33 @@ static int open_polls(int *ret_epoll, int *ret_event)
 	return r;
 }
 
-/* A child must not take its parent's answers, nor its poll set: it gets its own, under the same number. */
+/* A child must not take its parent's answers, nor its poll set: it gets its own, under the same number if it can. */
+static int renew_polls(struct pmem_agent *agent)
+{
+	bool ours = are_our_polls(agent);
+	int epoll, event, r = open_polls(&epoll, &event);
+
+	if (r < 0)
+		return r;
+	if (ours) {
+		close(agent->event);
+		r = dup3(epoll, agent->epoll, O_CLOEXEC) < 0 ? -errno : 0;
+		close(epoll);
+	} else {
+		agent->epoll = epoll;
+	}
+	agent->event = event;
+	return r;
+}
+
 static int begin_anew(struct pmem_agent *agent)
 {
-	int epoll, event, r;
+	int r;
 
 	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
 		if (agent->connections[i].fd >= 0)
 			connection_close(agent, &agent->connections[i]);
-	r = open_polls(&epoll, &event);
-	if (r < 0)
-		return r;
-	close(agent->event);
-	agent->event = event;
-	r = dup3(epoll, agent->epoll, O_CLOEXEC) < 0 ? -errno : 0;
-	close(epoll);
+	r = renew_polls(agent);
 	if (r < 0)
 		return r;
 	memset(agent->slots, 0, sizeof(agent->slots));
@@ -89,6 +110,7 @@ static int enter(struct pmem_agent *agent, int *ret_cancel)
 	unsigned int process;
 	int r;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, ret_cancel);
 	while ((process = __atomic_load_n(agent->process, __ATOMIC_ACQUIRE)) != PROCESS_OURS) {
 		if (process == PROCESS_CHANGING ||
 		    !__atomic_compare_exchange_n(agent->process, &process, PROCESS_CHANGING, false, __ATOMIC_ACQUIRE,
@@ -98,10 +120,11 @@ static int enter(struct pmem_agent *agent, int *ret_cancel)
 		}
 		r = begin_anew(agent);
 		__atomic_store_n(agent->process, r < 0 ? PROCESS_OTHER : PROCESS_OURS, __ATOMIC_RELEASE);
-		if (r < 0)
+		if (r < 0) {
+			pthread_setcancelstate(*ret_cancel, NULL);
 			return r;
+		}
 	}
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, ret_cancel);
 	pthread_mutex_lock(&agent->lock);
 	return 0;
 }
@@ -142,15 +165,11 @@ static int mark_process(struct pmem_agent *agent)
 	return 0;
 }
 
-int pmem_agent_connect(const char *path, struct pmem_agent **ret)
+static int connect_to(const char *path, struct pmem_agent **ret)
 {
 	struct pmem_agent *agent;
 	int r;
 
-	if (!path)
-		path = PMEM_AGENT_RUNTIME_DIR "/" PMEM_AGENT_SOCKET_NAME;
-	if (strlen(path) >= sizeof(agent->address.sun_path))
-		return -ENAMETOOLONG;
 	agent = calloc(1, sizeof(*agent));
 	if (!agent)
 		return -ENOMEM;
@@ -172,23 +191,43 @@ int pmem_agent_connect(const char *path, struct pmem_agent **ret)
 	return 0;
 }
 
+int pmem_agent_connect(const char *path, struct pmem_agent **ret)
+{
+	int cancel, r;
+
+	if (!path)
+		path = PMEM_AGENT_RUNTIME_DIR "/" PMEM_AGENT_SOCKET_NAME;
+	if (strlen(path) >= sizeof((*ret)->address.sun_path))
+		return -ENAMETOOLONG;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = connect_to(path, ret);
+	pthread_setcancelstate(cancel, NULL);
+	return r;
+}
+
 struct pmem_agent *pmem_agent_close(struct pmem_agent *agent)
 {
+	bool polls;
+	int cancel;
+
 	if (!agent)
 		return NULL;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	polls = are_our_polls(agent);
 	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
 		if (agent->connections[i].fd >= 0)
-			close(agent->connections[i].fd);
+			connection_close(agent, &agent->connections[i]);
 	for (unsigned int i = 0; i < CLIENT_MAX_PAGES; i++)
 		if (agent->pages[i].page)
 			munmap((void *)agent->pages[i].page, PMEM_AGENT_PAGE_SIZE);
-	if (agent->epoll >= 0)
+	if (polls) {
 		close(agent->epoll);
-	if (agent->event >= 0)
 		close(agent->event);
+	}
 	if (agent->process)
 		munmap(agent->process, (size_t)sysconf(_SC_PAGESIZE));
 	free(agent);
+	pthread_setcancelstate(cancel, NULL);
 	return NULL;
 }
 

@@ -29,6 +29,7 @@
 
 struct connection {
 	int fd;         /* -1: none */
+	uint64_t inode; /* of the socket: what else has that number is not ours to close */
 	bool receiving; /* a thread waits for packets without the lock: nobody else takes any */
 	bool sending;   /* a thread sends without the lock */
 	bool ended;     /* while that one did: it closes it */

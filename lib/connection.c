@@ -82,17 +82,21 @@ static void take_packet(struct pmem_agent *agent, const struct connection *c, st
 void connection_close(struct pmem_agent *agent, struct connection *c)
 {
 	int fd = c->fd;
+	struct stat st;
+	bool ours = fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_ino == c->inode;
 
 	if (agent->current == c)
 		agent->current = NULL;
 	*c = (struct connection){ .fd = -1 };
-	close(fd);
+	if (ours)
+		close(fd);
 }
 
 int connection_open(struct pmem_agent *agent)
 {
 	struct epoll_event event = { .events = EPOLLIN };
 	struct connection *c = agent->connections;
+	struct stat st;
 	int r;
 
 	/* Those that have ended make room. */
@@ -106,6 +110,7 @@ int connection_open(struct pmem_agent *agent)
 		c->fd = -1;
 		return r;
 	}
+	c->inode = fstat(c->fd, &st) == 0 ? st.st_ino : 0;
 	if (epoll_ctl(agent->epoll, EPOLL_CTL_ADD, c->fd, &event) < 0) {
 		r = -errno;
 		connection_close(agent, c);

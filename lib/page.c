@@ -50,8 +50,11 @@ static int map(const struct pmem_agent *agent, uint64_t number, const struct pme
 static int add(struct pmem_agent *agent, uint64_t number, const struct pmem_agent_page **ret)
 {
 	const struct pmem_agent_page *page;
-	int r = map(agent, number, &page);
+	int cancel, r;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = map(agent, number, &page);
+	pthread_setcancelstate(cancel, NULL);
 	if (r < 0)
 		return r;
 	for (unsigned int i = 0; i < CLIENT_MAX_PAGES; i++) {

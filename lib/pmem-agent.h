@@ -111,7 +111,7 @@ int pmem_agent_submit(struct pmem_agent *agent, int fd, enum pmem_agent_scope sc
 
 /*
  * A descriptor to poll for reading: when it is ready, pmem_agent_wait() may have something. It stays the same until
- * pmem_agent_close(), to which it belongs.
+ * pmem_agent_close(), to which it belongs; in a child of fork() that has closed it, until the first call that follows.
  */
 int pmem_agent_get_fd(const struct pmem_agent *agent);
 

@@ -299,6 +299,81 @@ static void test_fork_under_load(void **state)
 	assert_int_equal(sum.unknown + sum.other + sum.early, 0);
 }
 
+/* 0 if every descriptor from 3 on is still the pipe that it was. */
+static int count_missing(const struct stat *pipe)
+{
+	struct stat st;
+	int n = 0;
+
+	for (int fd = 3; fd < 64; fd++)
+		n += fstat(fd, &st) < 0 || st.st_dev != pipe->st_dev || st.st_ino != pipe->st_ino;
+	return n;
+}
+
+/* As daemons begin: all that they know nothing of is closed, and the numbers are for other things. */
+static _Noreturn void be_another(bool flush)
+{
+	int pipes[2], fd;
+	struct stat st;
+
+	syscall(SYS_close_range, 3, ~0U, 0);
+	if (pipe(pipes) < 0 || fstat(pipes[0], &st) < 0)
+		_exit(1);
+	for (fd = pipes[1]; fd < 63; fd++)
+		if (dup(pipes[0]) < 0)
+			_exit(1);
+	fd = open(served.session.emulated, O_RDWR | O_CLOEXEC);
+	if (flush && pmem_agent_flush(agent, fd, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, NULL) != 0)
+		_exit(2);
+	pmem_agent_close(agent);
+	_exit(count_missing(&st) > 0 ? 3 : 0);
+}
+
+static void test_fork_and_close_all(void **state)
+{
+	for (unsigned int flush = 0; flush < 2; flush++) {
+		pid_t child = fork();
+		int status;
+
+		if (child == 0)
+			be_another(flush);
+		assert_int_equal(waitpid(child, &status, 0), child);
+		assert_int_equal(status, 0);
+	}
+	assert_int_equal(pmem_agent_flush(agent, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, NULL), 0);
+}
+
+static void *call_cancelled(void *userdata)
+{
+	unsigned int *ret = userdata;
+	struct pmem_agent *other;
+	uint64_t epoch;
+
+	pthread_cancel(pthread_self());
+	if (pmem_agent_connect(served.socket, &other) < 0)
+		return NULL;
+	*ret = 1;
+	*ret += pmem_agent_flush(other, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, NULL) == 0;
+	*ret += pmem_agent_epoch(other, page_number, &epoch) == 0;
+	pmem_agent_close(other);
+	++*ret;
+	pthread_testcancel();
+	return NULL;
+}
+
+/* A thread that is to end ends in none of the calls, which would leave things behind. */
+static void test_no_call_is_a_cancellation_point(void **state)
+{
+	unsigned int n = 0;
+	pthread_t thread;
+	void *end;
+
+	assert_int_equal(pthread_create(&thread, NULL, call_cancelled, &n), 0);
+	assert_int_equal(pthread_join(thread, &end), 0);
+	assert_int_equal(n, 4);
+	assert_true(end == PTHREAD_CANCELED);
+}
+
 /* ---- the poll descriptor, the page ---- */
 
 static void *flush_one(void *userdata)
@@ -424,6 +499,8 @@ int main(void)
 		TEST(test_everything_at_once),
 		TEST(test_restarts),
 		TEST(test_fork_under_load),
+		TEST(test_fork_and_close_all),
+		TEST(test_no_call_is_a_cancellation_point),
 		TEST(test_kill),
 	};
 
