@@ -216,7 +216,8 @@ struct work {
 	unsigned int n_fds;
 	int checked[WORKER_MAX_CALLS]; /* what mount_check() says of each target, and why */
 	char why[WORKER_MAX_CALLS][MOUNT_DETAIL_MAX];
-	bool served[WORKER_MAX_CALLS]; /* by another call */
+	bool served[WORKER_MAX_CALLS];       /* by another call */
+	int written[WORKER_MAX_DESCRIPTORS]; /* errno of write_back() */
 	struct worker_result result;
 };
 
@@ -339,6 +340,23 @@ static void run_call(struct work *w, unsigned int call)
 }
 
 /*
+ * What was written through a block device may be in a page cache of its own, which neither a deep flush nor the syncfs
+ * of a filesystem elsewhere on the disk writes back. So that comes before any flush.
+ */
+static void write_back(struct work *w)
+{
+	for (unsigned int i = 0; i < w->round->n_descriptors; i++) {
+		struct stat st;
+
+		w->written[i] = 0;
+		if (w->round->calls[w->round->descriptors[i].call].scope == FLUSH_REGION &&
+		    fstat(w->fds[i], &st) == 0 && S_ISBLK(st.st_mode) &&
+		    sync_file_range(w->fds[i], 0, 0, SYNC_FILE_RANGE_WRITE_AND_WAIT) < 0)
+			w->written[i] = errno;
+	}
+}
+
+/*
  * An error waits in each open file description until that fetches it: this does, and sends no flush. What can't have
  * any, such as device-dax, says ESPIPE.
  */
@@ -359,7 +377,9 @@ static bool fetch_errors(struct work *w, unsigned int call)
 
 		if (d->call != call)
 			continue;
-		w->result.outcome.descriptors[i] = outcome_of(d->fetch ? fetch_error(w->fds[i]) : 0);
+		w->result.outcome.descriptors[i] = outcome_of(w->written[i] ? w->written[i]
+							      : d->fetch    ? fetch_error(w->fds[i])
+									    : 0);
 		lost |= w->result.outcome.descriptors[i].answer == PMEM_AGENT_LOST;
 	}
 	return lost;
@@ -406,6 +426,7 @@ static void make_round(struct work *w)
 	if (w->n_fds != w->round->n_descriptors)
 		return; /* the kernel has kept some back */
 	check_targets(w);
+	write_back(w);
 	for (unsigned int i = 0; i < w->round->n_calls; i++) {
 		run_call(w, i);
 		if (w->result.outcome.calls[i].answer == PMEM_AGENT_LOST || fetch_errors(w, i))

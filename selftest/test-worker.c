@@ -12,8 +12,10 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <cmocka.h>
 
@@ -29,11 +31,43 @@ static struct stat target_stat;
 static struct pmem_agent_page *page;
 static struct worker *worker;
 
+/* What the worker is to take for a block device, and what it had of it written back before any flush. */
+static struct {
+	ino_t inode; /* 0: nothing */
+	int error;
+	unsigned int n_before, n_late;
+} * block;
+
+int fstat(int fd, struct stat *st)
+{
+	int r = fstatat(fd, "", st, AT_EMPTY_PATH);
+
+	if (r == 0 && block && block->inode != 0 && st->st_ino == block->inode)
+		st->st_mode = S_IFBLK | 0600;
+	return r;
+}
+
+int sync_file_range(int fd, off64_t from, off64_t size, unsigned int flags)
+{
+	struct stat st, flushed;
+
+	if (block && flags & SYNC_FILE_RANGE_WRITE && fstat(fd, &st) == 0 && S_ISBLK(st.st_mode)) {
+		assert_int_equal(flags, SYNC_FILE_RANGE_WRITE_AND_WAIT);
+		*(stat(target, &flushed) == 0 && flushed.st_size == 0 ? &block->n_before : &block->n_late) += 1;
+		errno = block->error;
+		return block->error ? -1 : 0;
+	}
+	return (int)syscall(SYS_sync_file_range, fd, from, size, flags);
+}
+
 static int set_up_group(void **state)
 {
 	alarm(60);
 	signal(SIGCHLD, SIG_IGN);
 	if (!mkdtemp(directory))
+		return -1;
+	block = mmap(NULL, sizeof(*block), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (block == MAP_FAILED)
 		return -1;
 	snprintf(target, sizeof(target), "%s/target", directory);
 	worker_page_path(directory, IDENTITY, page_path, sizeof(page_path));
@@ -238,6 +272,36 @@ static void test_descriptor_of_the_region(void **state)
 	round.region.inode = 0;
 	assert_int_equal(make_round(&round, &fd).outcome.calls[0].error, ENOENT);
 	assert_true(page->worker.durable == 1);
+}
+
+/* A write to the node lies in its page cache, which a deep flush knows nothing of. */
+static void test_block_device_is_written_back(void **state)
+{
+	struct worker_round round = round_on_attribute(1, target);
+	_cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct worker_result result;
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	add_descriptor(&round, 0, true);
+	assert_int_equal(make_round(&round, &fd).outcome.calls[0].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(block->n_before + block->n_late, 0);
+
+	block->inode = st.st_ino;
+	assert_int_equal(truncate(target, 0), 0);
+	round.round = 2;
+	result = make_round(&round, &fd);
+	assert_int_equal(result.outcome.calls[0].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(result.outcome.descriptors[0].answer, PMEM_AGENT_DURABLE);
+	assert_int_equal(block->n_before, 1);
+	assert_int_equal(block->n_late, 0);
+
+	block->error = EIO;
+	round.round = 3;
+	result = make_round(&round, &fd);
+	block->inode = 0;
+	assert_int_equal(result.outcome.descriptors[0].answer, PMEM_AGENT_LOST);
+	assert_true(page->worker.durable == 2 && page->worker.failed == 3);
 }
 
 static void test_failed(void **state)
@@ -463,6 +527,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_replaced, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_descriptor, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_descriptor_of_the_region, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_block_device_is_written_back, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_failed, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_room, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_syncfs_then_flush, set_up, tear_down),
