@@ -329,7 +329,7 @@ int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const st
 
 static void report_to(struct manager_region *mr, uid_t uid)
 {
-	bool believed = uid == 0 || strcmp(manager_region_get_basis(mr), "watched") != 0;
+	bool believed = uid == 0 || strcmp(manager_region_get_basis(mr), "own-flush") == 0;
 	struct flush_status status;
 
 	manager_region_get_status(mr, &status);
