@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "record.h"
+
 enum { REGIONS = 64, FAILURES = 64, MESSAGE = 8192 };
 
 struct region {
@@ -40,6 +42,7 @@ struct region {
 	unsigned int hanging;
 	uint64_t release; /* grows with every release; those who hang wait for that */
 	bool release_fails;
+	struct record record;
 };
 
 /* What one flush is to do, decided when it begins. */
@@ -200,6 +203,7 @@ static int flush(int fd, int (*real)(int))
 	start = seconds(CLOCK_REALTIME);
 	began = seconds(CLOCK_MONOTONIC);
 	plan = begin(r);
+	record_begin(&r->record, plan.number);
 	if (plan.hang)
 		plan.fail |= hang(r, plan.number);
 	pthread_mutex_lock(&r->disk);
@@ -207,6 +211,7 @@ static int flush(int fd, int (*real)(int))
 	result = plan.fail ? -EIO : real(fd) < 0 ? -errno : 0;
 	if (result == 0 && r->durable[0])
 		save_durable(fd, r);
+	record_end(&r->record, plan.number, result);
 	pthread_mutex_unlock(&r->disk);
 	write_log(r, plan.number, start, began, result);
 	if (result < 0) {
@@ -250,6 +255,8 @@ static const char *add_region(const char *id, char *rest)
 	r->dev = st.st_dev;
 	r->ino = st.st_ino;
 	pthread_mutex_init(&r->disk, NULL);
+	pthread_mutex_init(&r->record.lock, NULL);
+	r->record.fd = r->record.trace = -1;
 	n_regions++;
 	return NULL;
 }
@@ -266,6 +273,16 @@ static const char *set_failures(struct region *r, char *rest)
 		r->fail_at[r->n_fail++] = r->begun + strtoull(word, NULL, 10);
 	}
 	return NULL;
+}
+
+/* record BACKING TRACE BOARD: none of them has a blank. "record" alone ends it. */
+static const char *record(struct region *r, char *rest)
+{
+	const char *backing = strtok(rest, " "), *trace = strtok(NULL, " "), *board = strtok(NULL, " ");
+
+	if (!backing)
+		return record_stop(&r->record);
+	return trace ? record_start(&r->record, backing, trace, board ? board : "") : "not understood";
 }
 
 /* Called with the lock held; NULL for done, else what is wrong. */
@@ -293,6 +310,8 @@ static const char *obey(const char *verb, const char *id, char *rest)
 		r->release++;
 		r->release_fails = strcmp(rest, "fail") == 0;
 		pthread_cond_broadcast(&released);
+	} else if (strcmp(verb, "record") == 0) {
+		return record(r, rest);
 	} else if (strcmp(verb, "count") != 0) {
 		return "no such command";
 	}

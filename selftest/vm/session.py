@@ -9,6 +9,7 @@ import json
 import sys
 
 import control
+import replay  # noqa: F401, it adds verbs
 import image
 import stage
 from faults import Faults
@@ -56,7 +57,7 @@ class Session:
         base = image.base_image(o.cache, o.packages)
         self.kernel = image.kernel(o.cache, o.kernel)
         self.initrd = image.initrd(o.cache, self.kernel)
-        self.library = compile_c(o.cache, "faults.so", ["faults.c"],
+        self.library = compile_c(o.cache, "faults.so", ["faults.c", "record.c"],
                                  ["-shared", "-fPIC", "-ldl", "-lpthread"])
         disk = stage.make_disk(o, o.cache, base, self.run_dir)
         self.disks = [("base", base.image, True), ("kernel", self.kernel.image, True),

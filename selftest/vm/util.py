@@ -173,7 +173,7 @@ def parse_size(text):
 def compile_c(cache, name, sources, flags):
     """Build one of our C programs; the cache knows it by its source text and flags."""
     paths = [os.path.join(HERE, s) for s in sources]
-    headers = [os.path.join(HERE, "guest", "frame.h")]
+    headers = [os.path.join(HERE, h) for h in ("guest/frame.h", "record.h")]
     key = digest(" ".join(flags), *[("file", p) for p in paths + headers])
     target = os.path.join(cache, "bin", f"{name}-{key}")
     if os.path.exists(target):
