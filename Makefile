@@ -134,7 +134,7 @@ $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
 # As an application would be linked.
 $(clients:%=$(build)/%): $(build)/%: $(build)/selftest/%.o $(build)/libpmem-agent.a
 	$(say) LD $@
-	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ $(if $(findstring bench,$@),$(shell $(PKG_CONFIG) --libs libsystemd))
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ $(if $(findstring bench,$@)$(findstring load-cut,$@),$(shell $(PKG_CONFIG) --libs libsystemd))
 
 # As the manual says, with the shared libraries.
 $(examples:$(build)/example-%=$(build)/lib/examples/%.o): cflags += -I$(build)/include
@@ -267,7 +267,7 @@ check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
 	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-preload pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
-	$(Q)$(run-tests) unit asan tsan valgrind sim machine guest
+	$(Q)$(run-tests) unit asan tsan valgrind sim machine prove guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
 soak: $(build)/sim-flush
@@ -287,6 +287,11 @@ programs: deps
 bench: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)selftest/bench --build-dir $(build)
+
+# Power is cut at every moment of some fifty runs, on three kernels.
+prove: deps
+	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)selftest/prove/prove --build-dir $(build)
 
 demo: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -313,6 +318,7 @@ make soak                  the flush engine through 10^9 random events, a few mi
 make hostile               a host that means the agent no good, for a minute
 make programs              databases and others under pmemctl run, for half an hour
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
+make prove                 the durability campaign: power is cut at every moment, on three kernels; half an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make deps                  install what building and testing need (apt-get)
 make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
@@ -326,6 +332,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast soak hostile bench demo clean deps install uninstall format help programs
+.PHONY: all tests check check-fast soak hostile bench prove demo clean deps install uninstall format help programs
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)
