@@ -20,13 +20,10 @@
 
 struct item {
 	struct flush_run *run;
-	const char *name;   /* as given: a path, a region or a ticket */
-	const char *region; /* path of its object; NULL: `name` is a path */
-	int fd;             /* kept for the fallback, else -1 */
+	struct ctl_result result; /* its name: a path, a region or a ticket */
+	const char *region;       /* path of its object; NULL: the name is a path */
+	int fd;                   /* kept for the fallback, else -1 */
 	bool fall_back;
-	int exit_status;
-	char *ticket; /* what was got with --no-wait */
-	char *answer, *scope, *basis, *regions, *epochs, *durable_usec, *message;
 };
 
 struct flush_run {
@@ -39,34 +36,6 @@ struct flush_run {
 	uint64_t begun_usec; /* CLOCK_MONOTONIC */
 	bool progress_shown;
 };
-
-enum column {
-	COLUMN_TARGET,
-	COLUMN_TICKET,
-	COLUMN_ANSWER,
-	COLUMN_EXIT_STATUS,
-	COLUMN_SCOPE,
-	COLUMN_BASIS,
-	COLUMN_REGIONS,
-	COLUMN_EPOCHS,
-	COLUMN_DURABLE_USEC,
-	COLUMN_MESSAGE,
-	N_COLUMNS,
-};
-
-static const struct ctl_column columns[] = {
-	[COLUMN_TARGET] = { "TARGET", CTL_STRING, 0 },
-	[COLUMN_TICKET] = { "TICKET", CTL_STRING, 0 },
-	[COLUMN_ANSWER] = { "ANSWER", CTL_STRING, 0 },
-	[COLUMN_EXIT_STATUS] = { "EXIT_STATUS", CTL_NUMBER, 0 },
-	[COLUMN_SCOPE] = { "SCOPE", CTL_STRING, 0 },
-	[COLUMN_BASIS] = { "BASIS", CTL_STRING, 0 },
-	[COLUMN_REGIONS] = { "REGIONS", CTL_STRINGS, 0 },
-	[COLUMN_EPOCHS] = { "EPOCHS", CTL_NUMBERS, 0 },
-	[COLUMN_DURABLE_USEC] = { "DURABLE_USEC", CTL_NUMBER, 0 },
-	[COLUMN_MESSAGE] = { "MESSAGE", CTL_STRING, 0 },
-};
-_Static_assert(ARRAY_SIZE(columns) == N_COLUMNS, "a row for every column");
 
 /* ---- progress ---- */
 
@@ -102,67 +71,29 @@ static int start_progress(struct flush_run *run)
 
 /* ---- answers ---- */
 
-static void set_answer(struct item *t, const char *answer, int exit_status)
-{
-	free(t->answer);
-	t->answer = strdup(answer);
-	t->exit_status = exit_status;
-}
-
 /* Neither the agent's answer nor a failure of the call: nothing was asked of the agent. */
 static void fail(struct item *t, int exit_status, const char *answer, const char *message)
 {
 	hide_progress(t->run);
-	ctl_error(t->name, "%s", message);
-	t->message = strdup(message);
-	set_answer(t, answer, exit_status);
+	ctl_error(t->result.name, "%s", message);
+	t->result.message = strdup(message);
+	ctl_result_set_answer(&t->result, answer, exit_status);
 }
 
 static int read_epochs(struct item *t, sd_bus_message *m)
 {
-	_cleanup_free_ char *regions = NULL, *epochs = NULL;
 	uint64_t epoch;
 	const char *path;
 	int r = sd_bus_message_enter_container(m, 'a', "(ot)");
 
 	while (r >= 0 && (r = sd_bus_message_read(m, "(ot)", &path, &epoch)) > 0) {
 		_cleanup_free_ char *name = NULL;
-		char *more_regions, *more_epochs;
 
 		r = sd_bus_path_decode(path, BUS_PATH "/region", &name);
-		if (r < 0)
-			break;
-		more_regions = ctl_format("%s%s%s", regions ?: "", regions ? "\n" : "", name ?: path);
-		more_epochs = ctl_format("%s%s%" PRIu64, epochs ?: "", epochs ? "\n" : "", epoch);
-		free(regions);
-		free(epochs);
-		regions = more_regions;
-		epochs = more_epochs;
-		if (!regions || !epochs)
-			r = -ENOMEM;
+		if (r >= 0)
+			r = ctl_result_add_epoch(&t->result, name ?: path, epoch);
 	}
-	if (r < 0)
-		return r;
-	t->regions = regions;
-	t->epochs = epochs;
-	regions = epochs = NULL;
-	return sd_bus_message_exit_container(m);
-}
-
-/* "/mnt: durable (filesystem, region0 epoch 17, watched)" */
-static void print_durable(const struct item *t)
-{
-	const char *region = t->regions, *epoch = t->epochs;
-
-	printf("%s: durable (%s", t->name, t->scope);
-	while (region && epoch && *region && *epoch) {
-		size_t n = strcspn(region, "\n"), m = strcspn(epoch, "\n");
-
-		printf(", %.*s epoch %.*s", (int)n, region, (int)m, epoch);
-		region += n + (region[n] == '\n');
-		epoch += m + (epoch[m] == '\n');
-	}
-	printf(", %s)\n", t->basis);
+	return r < 0 ? r : sd_bus_message_exit_container(m);
 }
 
 static int read_durable(struct item *t, sd_bus_message *reply)
@@ -175,10 +106,10 @@ static int read_durable(struct item *t, sd_bus_message *reply)
 		r = sd_bus_message_read(reply, "sst", &scope, &basis, &usec);
 	if (r < 0)
 		return r;
-	t->scope = strdup(scope);
-	t->basis = strdup(basis);
-	t->durable_usec = ctl_format("%" PRIu64, usec);
-	set_answer(t, answer_get(PMEM_AGENT_DURABLE)->name, 0);
+	t->result.scope = strdup(scope);
+	t->result.basis = strdup(basis);
+	t->result.durable_usec = ctl_format("%" PRIu64, usec);
+	ctl_result_set_answer(&t->result, answer_get(PMEM_AGENT_DURABLE)->name, 0);
 	return 0;
 }
 
@@ -217,10 +148,10 @@ static void read_error(struct item *t, const sd_bus_error *error)
 		t->fall_back = true;
 		return;
 	}
-	t->message = strdup(error->message ?: "");
+	t->result.message = strdup(error->message ?: "");
 	if (strncmp(name, ANSWER_ERROR_PREFIX, strlen(ANSWER_ERROR_PREFIX)) == 0)
 		name += strlen(ANSWER_ERROR_PREFIX);
-	set_answer(t, name, ctl_call_failed(t->name, error));
+	ctl_result_set_answer(&t->result, name, ctl_call_failed(t->result.name, error));
 }
 
 static int begin_more(struct flush_run *run);
@@ -244,9 +175,9 @@ static int read_ticket(struct item *t, sd_bus_message *reply)
 
 	if (r < 0)
 		return r;
-	t->ticket = strdup(ticket);
-	set_answer(t, "Submitted", 0);
-	return t->ticket ? 0 : -ENOMEM;
+	t->result.ticket = strdup(ticket);
+	ctl_result_set_answer(&t->result, "Submitted", 0);
+	return t->result.ticket ? 0 : -ENOMEM;
 }
 
 static int on_reply(sd_bus_message *reply, void *userdata, sd_bus_error *unused)
@@ -261,7 +192,7 @@ static int on_reply(sd_bus_message *reply, void *userdata, sd_bus_error *unused)
 		fail(t, answer_get(PMEM_AGENT_UNKNOWN)->exit_status, answer_get(PMEM_AGENT_UNKNOWN)->name,
 		     "cannot read the agent's reply; is it of another version?");
 	else if (!t->run->ctl->no_wait && !t->run->ctl->quiet && !t->run->ctl->json)
-		print_durable(t);
+		ctl_result_print_durable(&t->result);
 	return answered(t);
 }
 
@@ -286,7 +217,7 @@ static int open_failed(struct item *t, int error)
 	case ELOOP:
 	case ENAMETOOLONG:
 		answer = PMEM_AGENT_NOT_FOUND;
-		message = strchr(t->name, '/')
+		message = strchr(t->result.name, '/')
 			      ? "there is no such file or directory; check the path"
 			      : "there is no such region, file or directory; \"pmemctl list\" shows the "
 				"regions there are";
@@ -334,7 +265,7 @@ static int call_agent(struct item *t)
 	else
 		r = sd_bus_message_new_method_call(c->bus, &m, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, method);
 	if (r >= 0 && t->run->tickets)
-		r = sd_bus_message_append(m, "s", t->name);
+		r = sd_bus_message_append(m, "s", t->result.name);
 	else if (r >= 0 && !t->region)
 		r = sd_bus_message_append(m, "h", t->fd);
 	if (r >= 0)
@@ -351,7 +282,7 @@ static int begin(struct item *t)
 	int r;
 
 	if (!t->region && !t->run->tickets) {
-		t->fd = open_target(t->name);
+		t->fd = open_target(t->result.name);
 		if (t->fd < 0)
 			return open_failed(t, errno);
 	}
@@ -398,10 +329,10 @@ static void fall_back(struct item *t)
 		fail(t, CTL_EXIT_FAILURE, "Failure", message ?: call);
 		return;
 	}
-	t->message = ctl_format("other storage: synced with %s(2), not through a region", call);
-	set_answer(t, "Synced", 0);
+	t->result.message = ctl_format("other storage: synced with %s(2), not through a region", call);
+	ctl_result_set_answer(&t->result, "Synced", 0);
 	if (!c->quiet && !c->json)
-		printf("%s: %s\n", t->name, t->message ?: call);
+		printf("%s: %s\n", t->result.name, t->result.message ?: call);
 }
 
 /* ---- the verb ---- */
@@ -430,7 +361,7 @@ static int choose_targets(struct flush_run *run, const struct ctl_regions *list,
 			continue;
 		run->targets[run->n_targets++] = (struct item){
 			.run = run,
-			.name = region ? region->name : arguments[i],
+			.result.name = region ? region->name : arguments[i],
 			.region = region ? region->path : NULL,
 			.fd = -1,
 		};
@@ -441,8 +372,8 @@ static int choose_targets(struct flush_run *run, const struct ctl_regions *list,
 static void print_tickets(const struct flush_run *run)
 {
 	for (unsigned int i = 0; i < run->n_targets; i++)
-		if (run->targets[i].ticket)
-			printf("%s\n", run->targets[i].ticket);
+		if (run->targets[i].result.ticket)
+			printf("%s\n", run->targets[i].result.ticket);
 }
 
 static int run_targets(struct flush_run *run)
@@ -466,7 +397,7 @@ static int run_targets(struct flush_run *run)
 	for (unsigned int i = 0; i < run->n_targets; i++) {
 		if (run->targets[i].fall_back)
 			fall_back(&run->targets[i]);
-		r = ctl_worse(r, run->targets[i].exit_status);
+		r = ctl_worse(r, run->targets[i].result.exit_status);
 	}
 	if (!run->ctl->quiet && !run->ctl->json)
 		print_tickets(run);
@@ -475,42 +406,18 @@ static int run_targets(struct flush_run *run)
 
 static int print_results(const struct flush_run *run)
 {
-	char **cells = calloc((size_t)run->n_targets * N_COLUMNS + 1, sizeof(*cells));
+	_cleanup_free_ const struct ctl_result **results = calloc(run->n_targets + 1, sizeof(*results));
 
-	if (!cells)
-		return CTL_EXIT_FAILURE;
-	for (unsigned int i = 0; i < run->n_targets; i++) {
-		const struct item *t = &run->targets[i];
-		char **row = cells + i * N_COLUMNS;
-
-		row[COLUMN_TARGET] = run->tickets ? NULL : (char *)t->name;
-		row[COLUMN_TICKET] = run->tickets ? (char *)t->name : t->ticket;
-		row[COLUMN_ANSWER] = t->answer;
-		row[COLUMN_EXIT_STATUS] = ctl_format("%d", t->exit_status);
-		row[COLUMN_SCOPE] = t->scope;
-		row[COLUMN_BASIS] = t->basis;
-		row[COLUMN_REGIONS] = t->regions;
-		row[COLUMN_EPOCHS] = t->epochs;
-		row[COLUMN_DURABLE_USEC] = t->durable_usec;
-		row[COLUMN_MESSAGE] = t->message;
-	}
-	ctl_print_json("flushes", columns, N_COLUMNS, cells, run->n_targets);
-	for (unsigned int i = 0; i < run->n_targets; i++)
-		free(cells[i * N_COLUMNS + COLUMN_EXIT_STATUS]);
-	free(cells);
-	return 0;
+	for (unsigned int i = 0; results && i < run->n_targets; i++)
+		results[i] = &run->targets[i].result;
+	return results ? ctl_print_results(results, run->n_targets) : CTL_EXIT_FAILURE;
 }
 
 static void run_clear(struct flush_run *run)
 {
 	for (unsigned int i = 0; i < run->n_targets; i++) {
-		struct item *t = &run->targets[i];
-		char *texts[] = { t->ticket,  t->answer, t->scope,        t->basis,
-				  t->regions, t->epochs, t->durable_usec, t->message };
-
-		for (unsigned int j = 0; j < ARRAY_SIZE(texts); j++)
-			free(texts[j]);
-		safe_close(t->fd);
+		ctl_result_clear(&run->targets[i].result);
+		safe_close(run->targets[i].fd);
 	}
 	free(run->targets);
 	sd_event_source_disable_unref(run->progress_source);
@@ -564,7 +471,8 @@ int ctl_wait(struct ctl *c, char **arguments, unsigned int n)
 	if (!run.targets)
 		return CTL_EXIT_FAILURE;
 	for (unsigned int i = 0; i < n; i++)
-		run.targets[run.n_targets++] = (struct item){ .run = &run, .name = arguments[i], .fd = -1 };
+		run.targets[run.n_targets++] =
+		    (struct item){ .run = &run, .result = { .name = arguments[i], .is_ticket = true }, .fd = -1 };
 	r = run_targets(&run);
 	return c->json ? ctl_worse(r, print_results(&run)) : r;
 }

@@ -15,11 +15,18 @@
 #define CTL_EXIT_FAILURE 1
 #define CTL_EXIT_USAGE   2
 
+#define CTL_MAX_BACKINGS 64
+
 struct ctl {
-	bool json, quiet, all, fallback, datasync, no_wait, openmetrics;
+	bool json, quiet, all, fallback, datasync, no_wait, openmetrics, retry;
 	const char *scope, *loss, *output;
+	const char *host, *qmp, *listen; /* sockets */
+	const char *state;               /* the begin of paths */
+	const char *backings[CTL_MAX_BACKINGS];
+	unsigned int n_backings;
 	uint64_t timeout_usec; /* 0: none */
 	sd_bus *bus;
+	struct ctl_host *link; /* with `host`, instead of the bus */
 };
 
 /* ---- the command line ---- */
@@ -27,7 +34,8 @@ struct ctl {
 struct ctl_verb {
 	const char *name, *arguments, *help;
 	unsigned int min_arguments, max_arguments;
-	int (*run)(struct ctl *c, char **arguments, unsigned int n); /* the exit status */
+	int (*run)(struct ctl *c, char **arguments, unsigned int n);         /* the exit status */
+	int (*run_on_host)(struct ctl *c, char **arguments, unsigned int n); /* with --host; NULL: not there */
 };
 extern const struct ctl_verb ctl_verbs[];
 extern const unsigned int ctl_n_verbs;
@@ -87,6 +95,26 @@ char *ctl_format(const char *format, ...) _printf_(1, 2);
 
 /* "2026-11-20 14:00:01"; NULL for 0. */
 char *ctl_format_time(uint64_t usec);
+
+/* ---- what became of a flush ---- */
+
+struct ctl_result {
+	const char *name; /* as given */
+	bool is_ticket;   /* the name is one */
+	int exit_status;
+	char *ticket; /* what was got with --no-wait */
+	char *answer, *scope, *basis, *regions, *epochs, *durable_usec, *message;
+};
+
+void ctl_result_set_answer(struct ctl_result *r, const char *answer, int exit_status);
+
+/* 0 or -ENOMEM. */
+int ctl_result_add_epoch(struct ctl_result *r, const char *region, uint64_t epoch);
+void ctl_result_print_durable(const struct ctl_result *r);
+
+/* As JSON. 0 or the exit status. */
+int ctl_print_results(const struct ctl_result *const *results, unsigned int n);
+void ctl_result_clear(struct ctl_result *r);
 
 /* ---- regions, as D-Bus tells them ---- */
 
