@@ -212,6 +212,7 @@ installed = \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
 	644:units/pmem-agent.service:$(unitdir)/pmem-agent.service \
 	644:units/pmem-agent.socket:$(unitdir)/pmem-agent.socket \
+	644:units/pmem-agent-host@.service:$(unitdir)/pmem-agent-host@.service \
 	644:units/pmem-async@.target:$(unitdir)/pmem-async@.target \
 	644:units/pmem-agent.sysusers:$(sysusersdir)/pmem-agent.conf \
 	644:udev/90-pmem-agent.rules:$(udevrulesdir)/90-pmem-agent.rules \
@@ -227,7 +228,7 @@ install: all
 	$(Q)set -e; for row in $(installed); do \
 		mode=$${row%%:*}; row=$${row#*:}; source=$${row%%:*}; to=$(DESTDIR)$${row#*:}; mkdir -p "$${to%/*}"; \
 		case $$source in \
-		units/*) sed 's|@sbindir@|$(sbindir)|g; s|@libexecdir@|$(libexecdir)|g' $$source > $(build)/.install ;; \
+		units/*) sed 's|@sbindir@|$(sbindir)|g; s|@bindir@|$(bindir)|g; s|@libexecdir@|$(libexecdir)|g' $$source > $(build)/.install ;; \
 		*) cp $$source $(build)/.install ;; \
 		esac; \
 		install -m $$mode $(build)/.install "$$to"; rm -f $(build)/.install; \
@@ -273,10 +274,11 @@ check: deps
 soak: $(build)/sim-flush
 	$(Q)$< --events 1000000000 --first $$(date +%s%N)
 
-# A hostile host for a minute, against an agent with ASan and UBSan; `check` has six seconds of it.
+# A hostile host and a hostile guest, a minute each, against programs with ASan and UBSan; `check` has seconds of it.
 hostile: deps
 	$(Q)$(asan) tests
 	$(Q)selftest/test-host $(build)/asan --hostile 60
+	$(Q)HOSTILE_SEC=60 $(build)/asan/test-hostile-guest
 
 # What `make check` does with real programs, for longer, and with two kernels.
 programs: deps
@@ -315,7 +317,7 @@ make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
-make hostile               a host that means the agent no good, for a minute
+make hostile               a host, and a guest, that mean the other side no good, a minute each
 make programs              databases and others under pmemctl run, for half an hour
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make prove                 the durability campaign: power is cut at every moment, on three kernels; half an hour

@@ -8,7 +8,7 @@
 
 #include "answer.h"
 #include "bus.h"
-#include "ctl.h"
+#include "ctl-host.h"
 
 enum column {
 	COLUMN_REGION,
@@ -48,6 +48,15 @@ static int call_acknowledge(struct ctl *c, const struct ctl_region *region, uint
 		r = sd_bus_message_set_allow_interactive_authorization(m, isatty(STDIN_FILENO));
 	/* People take their time over a password. */
 	return r < 0 ? r : sd_bus_call(c->bus, m, UINT64_MAX, error, NULL);
+}
+
+static int call_guest(struct ctl *c, const struct ctl_region *region, uint64_t loss, sd_bus_error *error)
+{
+	struct json_object *arguments = json_object_new_object();
+
+	json_object_object_add(arguments, "region", json_object_new_string(region->name));
+	json_object_object_add(arguments, "loss", json_object_new_uint64(loss));
+	return ctl_host_call(c, "acknowledge", arguments, error);
 }
 
 static void print_json(const char *name, uint64_t loss, int exit_status, const sd_bus_error *error)
@@ -92,7 +101,7 @@ int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n)
 		return answer_get(PMEM_AGENT_NOT_FOUND)->exit_status;
 	}
 
-	r = call_acknowledge(c, region, loss, &error);
+	r = c->link ? call_guest(c, region, loss, &error) : call_acknowledge(c, region, loss, &error);
 	if (sd_bus_error_is_set(&error)) {
 		r = ctl_call_failed(region->name, &error);
 	} else if (r < 0) {

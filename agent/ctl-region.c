@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "bus.h"
-#include "ctl.h"
+#include "ctl-host.h"
 
 #define CTL_TIMEOUT_USEC (10 * USEC_PER_SEC)
 
@@ -225,6 +225,8 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	int r;
 
+	if (c->link)
+		return ctl_host_get_regions(c, ret);
 	r = sd_bus_message_new_method_call(c->bus, &call, BUS_NAME, BUS_PATH, "org.freedesktop.DBus.ObjectManager",
 					   "GetManagedObjects");
 	if (r >= 0)
@@ -248,6 +250,9 @@ char *ctl_get_state_problem(struct ctl *c)
 {
 	_cleanup_free_ char *text = NULL;
 
+	/* The host is not told. */
+	if (c->link)
+		return NULL;
 	if (sd_bus_get_property_string(c->bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "StateProblem", NULL, &text) <
 		0 ||
 	    !text[0])

@@ -9,45 +9,58 @@
 #include <string.h>
 
 #include "answer.h"
-#include "ctl.h"
+#include "ctl-host.h"
 
 const struct ctl_verb ctl_verbs[] = {
-	{ "list", "", "List the regions, and how each is flushed", 0, 0, ctl_list },
-	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status },
+	{ "list", "", "List the regions, and how each is flushed", 0, 0, ctl_list, ctl_list },
+	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status, ctl_status },
 	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
-	  ctl_flush },
-	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", 0, UINT32_MAX, ctl_wait },
-	{ "stats", "[REGION...]", "Show how many flushes there were, and how long they took", 0, UINT32_MAX,
-	  ctl_stats },
+	  ctl_flush, ctl_host_flush },
+	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", 0, UINT32_MAX, ctl_wait, NULL },
+	{ "stats", "[REGION...]", "Show how many flushes there were, and how long they took", 0, UINT32_MAX, ctl_stats,
+	  NULL },
 	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
-	  ctl_acknowledge },
-	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch },
-	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", 0, UINT32_MAX, ctl_run },
+	  ctl_acknowledge, ctl_acknowledge },
+	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch, ctl_host_watch },
+	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", 0, UINT32_MAX, ctl_run, NULL },
+	{ "serve", "", "On the host: flush for the guest what it can't flush", 0, 0, NULL, ctl_host_serve },
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
 
 enum option_value {
 	OPTION_ALL = 0x100,
+	OPTION_BACKING,
 	OPTION_DATASYNC,
 	OPTION_FALLBACK,
+	OPTION_HOST,
+	OPTION_LISTEN,
 	OPTION_LOSS,
 	OPTION_NO_WAIT,
 	OPTION_OPENMETRICS,
 	OPTION_OUTPUT,
+	OPTION_QMP,
+	OPTION_RETRY,
 	OPTION_SCOPE,
+	OPTION_STATE,
 	OPTION_TIMEOUT,
 };
 
 /* A row an option: its number below is its place in `options`. */
 static const struct option options[] = {
 	{ "all", no_argument, NULL, OPTION_ALL },
+	{ "backing", required_argument, NULL, OPTION_BACKING },
 	{ "datasync", no_argument, NULL, OPTION_DATASYNC },
 	{ "fallback", no_argument, NULL, OPTION_FALLBACK },
+	{ "host", required_argument, NULL, OPTION_HOST },
+	{ "listen", required_argument, NULL, OPTION_LISTEN },
 	{ "loss", required_argument, NULL, OPTION_LOSS },
 	{ "no-wait", no_argument, NULL, OPTION_NO_WAIT },
 	{ "openmetrics", no_argument, NULL, OPTION_OPENMETRICS },
 	{ "output", required_argument, NULL, OPTION_OUTPUT },
+	{ "qmp", required_argument, NULL, OPTION_QMP },
+	{ "retry", no_argument, NULL, OPTION_RETRY },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
+	{ "state", required_argument, NULL, OPTION_STATE },
 	{ "timeout", required_argument, NULL, OPTION_TIMEOUT },
 	{ "json", no_argument, NULL, 'j' },
 	{ "quiet", no_argument, NULL, 'q' },
@@ -57,8 +70,8 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all",   "datasync", "fallback", "loss",  "no-wait", "openmetrics", "output",
-	"scope", "timeout",  "json",     "quiet", "help",    "version",
+	"all", "backing", "datasync", "fallback", "host",    "listen", "loss",  "no-wait", "openmetrics", "output",
+	"qmp", "retry",   "scope",    "state",    "timeout", "json",   "quiet", "help",    "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -106,6 +119,7 @@ static const struct {
 	{ SD_BUS_ERROR_INVALID_ARGS, CTL_EXIT_USAGE, "" },
 	{ SD_BUS_ERROR_LIMITS_EXCEEDED, 5, "" },
 	{ SD_BUS_ERROR_UNKNOWN_OBJECT, 6, "; the region is gone" },
+	{ SD_BUS_ERROR_UNKNOWN_METHOD, CTL_EXIT_FAILURE, "; see its version with \"pmemctl --version\" there" },
 	{ SD_BUS_ERROR_ACCESS_DENIED, 16, "; try it as root" },
 	{ SD_BUS_ERROR_NO_REPLY, 4, "; the agent ended before it answered: nobody can tell whether it is durable" },
 	{ SD_BUS_ERROR_DISCONNECTED, 4, "; the agent ended before it answered: nobody can tell whether it is durable" },
@@ -195,6 +209,12 @@ static void print_help(void)
 	       "  --loss=N                       acknowledge: the number of the loss\n"
 	       "  --openmetrics                  stats: for Prometheus and its like\n"
 	       "  --output=FILE                  stats: replace this file, as a whole\n"
+	       "  --host=SOCKET                  on the host: ask the agent of the guest with this socket\n"
+	       "  --retry                        --host: connect again, and ask again, until it succeeds\n"
+	       "  --qmp=SOCKET                   serve: ask QEMU there what is behind each region\n"
+	       "  --backing=ADDRESS=FILE         serve: what is behind the region at this address\n"
+	       "  --listen=SOCKET                serve: talk to other programs there\n"
+	       "  --state=PREFIX                 serve: where errors that the guest does not know yet are kept\n"
 	       "  -j --json                      print JSON\n"
 	       "  -q --quiet                     print errors only\n"
 	       "  -h --help                      print this\n"
@@ -220,6 +240,35 @@ static uint64_t parse_seconds(const char *text)
 		for (p++; *p >= '0' && *p <= '9' && unit > 1; p++)
 			usec += (uint64_t)(*p - '0') * (unit /= 10);
 	return *p ? 0 : usec;
+}
+
+/* Those that are for --host. 0 or the exit status. */
+static int parse_host_option(struct ctl *c, int value)
+{
+	switch (value) {
+	case OPTION_BACKING:
+		if (c->n_backings == CTL_MAX_BACKINGS)
+			return usage_error("too many times --backing", "");
+		c->backings[c->n_backings++] = optarg;
+		return 0;
+	case OPTION_HOST:
+		c->host = optarg;
+		return 0;
+	case OPTION_LISTEN:
+		c->listen = optarg;
+		return 0;
+	case OPTION_QMP:
+		c->qmp = optarg;
+		return 0;
+	case OPTION_RETRY:
+		c->retry = true;
+		return 0;
+	case OPTION_STATE:
+		c->state = optarg;
+		return 0;
+	}
+	/* getopt has said what is wrong. */
+	return CTL_EXIT_USAGE;
 }
 
 /* 0, a negative value to end with success, or the exit status. */
@@ -267,8 +316,21 @@ static int parse_option(struct ctl *c, int value)
 		printf("pmemctl " PMEM_AGENT_VERSION "\n");
 		return -1;
 	}
-	/* getopt has said what is wrong. */
-	return CTL_EXIT_USAGE;
+	return parse_host_option(c, value);
+}
+
+/* Which sockets and files there are to be, and for whom. */
+static int check_host_options(const struct ctl *c, const struct ctl_verb *verb)
+{
+	if (c->host ? !verb->run_on_host : !verb->run)
+		return usage_error(c->host ? "not with --host: " : "only with --host=SOCKET: ", verb->name);
+	if (!c->host && c->retry)
+		return usage_error("--retry is for --host", "");
+	if (verb->run_on_host != ctl_host_serve && (c->qmp || c->n_backings > 0 || c->listen || c->state))
+		return usage_error("--qmp, --backing, --listen and --state are for serve, not for ", verb->name);
+	if (c->host && (c->datasync || c->fallback || c->no_wait || c->scope))
+		return usage_error("--datasync, --fallback, --no-wait and --scope are not for --host", "");
+	return 0;
 }
 
 static int check_options(const struct ctl *c, const struct ctl_verb *verb)
@@ -279,8 +341,8 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 	if (verb->run != ctl_flush && (c->all || c->datasync || c->fallback || c->no_wait || c->scope))
 		return usage_error("--all, --datasync, --fallback, --no-wait and --scope are for flush, not for ",
 				   verb->name);
-	if (verb->run != ctl_flush && verb->run != ctl_wait && c->timeout_usec)
-		return usage_error("--timeout is for flush and wait, not for ", verb->name);
+	if (!c->host && verb->run != ctl_flush && verb->run != ctl_wait && c->timeout_usec)
+		return usage_error("--timeout is for flush, wait and --host, not for ", verb->name);
 	if (verb->run != ctl_stats && (c->openmetrics || c->output))
 		return usage_error("--openmetrics and --output are for stats, not for ", verb->name);
 	if (c->openmetrics && c->json)
@@ -295,7 +357,7 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 		return usage_error("--scope is file, filesystem or region, not ", c->scope);
 	if (c->datasync && c->scope && strcmp(c->scope, "file") != 0)
 		return usage_error("--datasync is for files, not with --scope=", c->scope);
-	return 0;
+	return check_host_options(c, verb);
 }
 
 static const struct ctl_verb *find_verb(const char *name)
@@ -304,6 +366,28 @@ static const struct ctl_verb *find_verb(const char *name)
 		if (strcmp(ctl_verbs[i].name, name) == 0)
 			return &ctl_verbs[i];
 	return NULL;
+}
+
+static int run_verb(struct ctl *c, const struct ctl_verb *verb, char **arguments, unsigned int n)
+{
+	int r = 0;
+
+	if (c->host) {
+		/* It connects by itself, again and again. */
+		if (verb->run_on_host != ctl_host_serve)
+			r = ctl_host_open(c);
+		if (r == 0)
+			r = verb->run_on_host(c, arguments, n);
+		ctl_host_close(c);
+		return r;
+	}
+	/* It goes on as another program. */
+	if (verb->run != ctl_run)
+		r = ctl_connect(c);
+	if (r == 0)
+		r = verb->run(c, arguments, n);
+	sd_bus_flush_close_unref(c->bus);
+	return r;
 }
 
 int ctl_main(int argc, char **argv)
@@ -322,7 +406,7 @@ int ctl_main(int argc, char **argv)
 	}
 	if (optind >= argc)
 		return usage_error(
-		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, run", "");
+		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, run, serve", "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);
@@ -333,11 +417,7 @@ int ctl_main(int argc, char **argv)
 	if (n > verb->max_arguments)
 		return usage_error("too many arguments for ", verb->name);
 
-	/* It goes on as another program. */
-	r = verb->run == ctl_run ? 0 : ctl_connect(&c);
-	if (r == 0)
-		r = verb->run(&c, argv + optind + 1, n);
-	sd_bus_flush_close_unref(c.bus);
+	r = run_verb(&c, verb, argv + optind + 1, n);
 	/* What was printed must have got out. */
 	if (fflush(stdout) != 0 && r == 0) {
 		ctl_error(NULL, "cannot write: %s", strerrordesc_np(errno));

@@ -8,9 +8,10 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush wait stats acknowledge watch run"
-	local options="--json --quiet --help --version"
+	local verbs="list status flush wait stats acknowledge watch run serve"
+	local options="--host= --retry --json --quiet --help --version"
 	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
+	local serve_options="--qmp= --backing= --listen= --state="
 	local stats_options="--openmetrics --output="
 	local word=${COMP_WORDS[COMP_CWORD]} verb= i
 	local IFS=$' \t\n'
@@ -40,6 +41,9 @@ _pmemctl()
 	elif [[ $verb == stats && ( ${COMP_WORDS[COMP_CWORD - 1]} == --output || ${COMP_WORDS[COMP_CWORD - 2]-} == --output ) ]]; then
 		compopt -o filenames
 		COMPREPLY=($(compgen -f -- "${word#=}"))
+	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --@(host|qmp|listen|state) || ${COMP_WORDS[COMP_CWORD - 2]-} == --@(host|qmp|listen|state) ]]; then
+		compopt -o filenames
+		COMPREPLY=($(compgen -f -- "${word#=}"))
 	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
 		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
 	elif [[ $verb == acknowledge && $word == -* ]]; then
@@ -48,6 +52,7 @@ _pmemctl()
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
 		[[ $verb == wait ]] && options="$options --timeout="
+		[[ $verb == serve ]] && options="$options $serve_options"
 		[[ $verb == stats ]] && options="$options $stats_options"
 		COMPREPLY=($(compgen -W "$options" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace

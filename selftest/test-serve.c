@@ -1,0 +1,558 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-serve: pmemctl serve between a guest that the test plays, a disk that fails as it is told, and clients
+ */
+#include "selftest/guestend.h"
+
+/* What the next fsync of a file is to do, in the children of serve too. */
+static struct {
+	int error;
+	bool hang;
+	unsigned int n;
+} * disk;
+
+static ino_t slow_inode;
+
+int fsync(int fd)
+{
+	struct stat st;
+
+	__atomic_add_fetch(&disk->n, 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&disk->hang, __ATOMIC_SEQ_CST) && fstat(fd, &st) == 0 && st.st_ino == slow_inode)
+		poll(NULL, 0, 5);
+	errno = __atomic_load_n(&disk->error, __ATOMIC_SEQ_CST);
+	return errno ? -1 : fdatasync(fd);
+}
+
+static char directory[] = "/var/tmp/test-serve-XXXXXX", socket_path[64], listen_path[64], files[3][96], memory[96],
+	    state_path[64];
+static int listener;
+static pid_t serve;
+static struct end guest, a, b;
+
+static void make_file(char *path, const char *where, int i)
+{
+	struct stat st;
+	int fd;
+
+	snprintf(path, 96, "%.40s/test-serve-%d-%d", where, getpid(), i);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0 && ftruncate(fd, 1 << 20) == 0 && fstat(fd, &st) == 0);
+	close(fd);
+	if (i == 1)
+		slow_inode = st.st_ino;
+}
+
+static int set_up_group(void **state)
+{
+	alarm(240);
+	disk = mmap(NULL, sizeof(*disk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (disk == MAP_FAILED || !mkdtemp(directory))
+		return -1;
+	snprintf(socket_path, sizeof(socket_path), "%s/guest", directory);
+	snprintf(listen_path, sizeof(listen_path), "%s/serve", directory);
+	for (int i = 0; i < 3; i++)
+		make_file(files[i], directory, i);
+	make_file(memory, "/dev/shm", 3);
+	snprintf(state_path, sizeof(state_path), "%s/state", directory);
+	listener = end_listen(socket_path);
+	return 0;
+}
+
+static int tear_down_group(void **state)
+{
+	for (int i = 0; i < 3; i++)
+		unlink(files[i]);
+	unlink(memory);
+	unlink(socket_path);
+	unlink(listen_path);
+	return rmdir(directory);
+}
+
+/* ---- steps ---- */
+
+static void start_serve(const char *const *backings)
+{
+	const char *arguments[20] = { "--host", socket_path, "serve", "--listen", listen_path, "--state", state_path };
+	unsigned int n = 7;
+
+	disk->error = 0;
+	disk->hang = false;
+	for (; *backings; backings++) {
+		arguments[n++] = "--backing";
+		arguments[n++] = *backings;
+	}
+	serve = end_pmemctl(arguments, NULL, NULL);
+	end_accept(&guest, listener);
+}
+
+#define start(...) start_serve((const char *const[]){ __VA_ARGS__, NULL })
+
+static char *backing(int i, const char *address, const char *options)
+{
+	static char text[4][192];
+
+	snprintf(text[i], sizeof(text[i]), "%s=%s%s", address, files[i], options);
+	return text[i];
+}
+
+static void stop_serve(void)
+{
+	int status;
+
+	kill(serve, SIGTERM);
+	assert_int_equal(waitpid(serve, &status, 0), serve);
+	assert_int_equal(status, 0);
+	end_close(&guest);
+}
+
+static void answer(struct json_object *command, const char *value)
+{
+	end_send(&guest, "{'return':%s,'id':%s}", value, end_id(command));
+}
+
+/* As far as negotiate; with `instance`, that one is begun. */
+static void greet_with(const char *agent, const char *instance)
+{
+	_cleanup_(json_unrefp) struct json_object *o = NULL;
+
+	end_send(&guest, "{'pmem-agent':%s}", agent);
+	if (instance)
+		end_new_instance(&guest, instance);
+	o = end_expect(&guest, "negotiate");
+	assert_string_equal(json_object_to_json_string_ext(arguments_of(o), JSON_C_TO_STRING_PLAIN),
+			    "{\"protocol\":2,\"features\":[\"serve-flush\",\"serve-confirm\"]}");
+	answer(o, "{'protocol':2,'features':['serve-flush','serve-confirm']}");
+}
+
+static void greet(const char *agent)
+{
+	greet_with(agent, NULL);
+}
+
+static void greet_first(void)
+{
+	greet_with(AGENT("i0", "0"), "i1");
+}
+
+static struct json_object *told[8]; /* of other backings, which came before */
+
+static struct json_object *next_backing(uint64_t address)
+{
+	struct json_object *o;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(told); i++) {
+		o = told[i];
+		if (o && json_get_u64(arguments_of(o), "address", 0) == address) {
+			told[i] = NULL;
+			return o;
+		}
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(told); i++) {
+		o = end_expect(&guest, "set-backing");
+		answer(o, REGION);
+		if (json_get_u64(arguments_of(o), "address", 0) == address)
+			return o;
+		assert_null(told[i]);
+		told[i] = o;
+	}
+	return NULL;
+}
+
+/* In any order: each is told of when it has been looked at. */
+static void expect_backing(uint64_t address, const char *said)
+{
+	_cleanup_(json_unrefp) struct json_object *o = next_backing(address);
+	char wanted[256];
+
+	snprintf(wanted, sizeof(wanted), "{\"address\":%lu,%s}", address, said);
+	assert_string_equal(json_object_to_json_string_ext(arguments_of(o), JSON_C_TO_STRING_PLAIN), wanted);
+}
+
+static void want(uint64_t address, unsigned int number)
+{
+	end_send(&guest,
+		 "{'event':'FLUSH_WANTED','data':{'region':'r','address':%lu,'number':%u,'purpose':'flush',"
+		 "'sequence':1},'timestamp':{}}",
+		 address, number);
+}
+
+/* Not answered yet. */
+static struct json_object *expect_flushed(uint64_t address, uint64_t number, int error)
+{
+	struct json_object *o = end_expect(&guest, "flushed");
+
+	assert_int_equal(json_get_u64(arguments_of(o), "address", 0), address);
+	assert_int_equal(json_get_u64(arguments_of(o), "number", 77), number);
+	assert_int_equal(json_get_u64(arguments_of(o), "errno", 77), error);
+	return o;
+}
+
+static void flushed(uint64_t address, uint64_t number, int error)
+{
+	_cleanup_(json_unrefp) struct json_object *o = expect_flushed(address, number, error);
+
+	answer(o, "{'current':true}");
+}
+
+#define SERVED "\"type\":\"file\",\"share\":true,\"served\":true"
+
+/* ---- backings ---- */
+
+static void test_a_backing_is_told_and_flushed(void **state)
+{
+	unsigned int before = disk->n;
+
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	want(4096, 1);
+	flushed(4096, 1, 0);
+	assert_int_equal(disk->n, before + 1);
+	stop_serve();
+}
+
+static void test_what_keeps_nothing_is_said_to_and_never_confirmed(void **state)
+{
+	char shm[160], missing[160];
+	unsigned int before = disk->n;
+
+	snprintf(shm, sizeof(shm), "0x3000=%s,share=on", memory);
+	snprintf(missing, sizeof(missing), "0x4000=%s/none,share=on", directory);
+	start(backing(0, "0x1000", ",share=off"), backing(1, "0x2000", ",share=on,readonly=on"), shm, missing,
+	      backing(2, "0x5000", ""));
+	greet_first();
+	expect_backing(0x1000, "\"type\":\"file\",\"share\":false,\"served\":false");
+	expect_backing(0x2000, "\"type\":\"file\",\"share\":true,\"read-only\":true,\"served\":false");
+	expect_backing(0x3000, "\"type\":\"ram\",\"share\":true,\"served\":false");
+	expect_backing(0x4000, "\"type\":\"file\",\"served\":false");
+	expect_backing(0x5000, "\"type\":\"file\",\"served\":true");
+	for (unsigned int i = 1; i <= 4; i++) {
+		want(i << 12, i);
+		flushed(i << 12, i, EOPNOTSUPP);
+	}
+	want(0x9000, 9);
+	flushed(0x9000, 9, EOPNOTSUPP);
+	assert_int_equal(disk->n, before);
+	stop_serve();
+}
+
+static void test_an_error_is_kept_until_it_is_answered(void **state)
+{
+	struct json_object *o;
+
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	disk->error = EIO;
+	want(4096, 1);
+	o = expect_flushed(4096, 1, EIO);
+	json_object_put(o);
+	disk->error = 0;
+	/* The connection is lost before the agent has answered, and again. */
+	for (unsigned int i = 0; i < 2; i++) {
+		end_close(&guest);
+		end_accept(&guest, listener);
+		greet(i ? AGENT("i2", "0") : AGENT("i2b", "0"));
+		o = expect_flushed(4096, 0, EIO);
+		json_object_put(o);
+	}
+	end_close(&guest);
+	end_accept(&guest, listener);
+	greet(AGENT("i3", "0"));
+	flushed(4096, 0, EIO);
+	expect_backing(4096, SERVED);
+	/* Now it is known, and not said again. */
+	end_close(&guest);
+	end_accept(&guest, listener);
+	greet(AGENT("i4", "0"));
+	expect_backing(4096, SERVED);
+	want(4096, 1);
+	flushed(4096, 1, 0);
+	stop_serve();
+}
+
+/* Whoever comes after a serve that was killed knows it, and forgets it when the agent does know. */
+static void test_an_error_outlives_serve(void **state)
+{
+	char kept[80];
+
+	snprintf(kept, sizeof(kept), "%s-1000", state_path);
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	disk->error = EIO;
+	want(4096, 1);
+	json_object_put(expect_flushed(4096, 1, EIO));
+	kill(serve, SIGKILL);
+	waitpid(serve, NULL, 0);
+	end_close(&guest);
+	assert_int_equal(access(kept, F_OK), 0);
+
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	flushed(4096, 0, EIO);
+	expect_backing(4096, SERVED);
+	want(4096, 1);
+	flushed(4096, 1, 0);
+	assert_int_equal(access(kept, F_OK), -1);
+	stop_serve();
+}
+
+static void test_what_an_instance_before_wanted_is_no_answer_to_this_one(void **state)
+{
+	start(backing(1, "0x2000", ",share=on"));
+	greet_first();
+	expect_backing(8192, SERVED);
+	disk->hang = true;
+	want(8192, 5);
+	end_close(&guest);
+	end_accept(&guest, listener);
+	greet(AGENT("i2", "0"));
+	expect_backing(8192, SERVED);
+	want(8192, 1);
+	disk->hang = false;
+	flushed(8192, 1, 0);
+	assert_null(end_read_for(&guest, 200));
+	stop_serve();
+}
+
+static void test_a_disk_that_hangs_holds_up_its_own_backing_only(void **state)
+{
+	start(backing(0, "0x1000", ",share=on"), backing(1, "0x2000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	expect_backing(8192, SERVED);
+	disk->hang = true;
+	want(8192, 1);
+	for (unsigned int i = 2; i < 5; i++) {
+		want(4096, i);
+		flushed(4096, i, 0);
+	}
+	disk->hang = false;
+	flushed(8192, 1, 0);
+	stop_serve();
+}
+
+/* Those that wait share a flush; more than may wait are refused. */
+static void test_a_guest_that_asks_without_end_is_bounded(void **state)
+{
+	unsigned int before = disk->n, n_ok = 0, n_refused = 0;
+
+	start(backing(1, "0x2000", ",share=on"));
+	greet_first();
+	expect_backing(8192, SERVED);
+	disk->hang = true;
+	for (unsigned int i = 1; i <= 100; i++)
+		want(8192, i);
+	for (unsigned int i = 1; i <= 84; i++) {
+		_cleanup_(json_unrefp) struct json_object *o = end_expect(&guest, "flushed");
+
+		assert_int_equal(json_get_u64(arguments_of(o), "errno", 0), EOPNOTSUPP);
+		answer(o, "{'current':false}");
+		n_refused++;
+	}
+	disk->hang = false;
+	for (unsigned int i = 1; i <= 16; i++, n_ok++)
+		flushed(8192, i, 0);
+	assert_int_equal(n_ok + n_refused, 100);
+	assert_in_range(disk->n - before, 1, 2);
+	stop_serve();
+}
+
+/* ---- clients ---- */
+
+/* Greeted, by way of a query to the agent. */
+static void connect_client(struct end *e)
+{
+	_cleanup_(json_unrefp) struct json_object *o = NULL, *greeting = NULL;
+
+	end_connect(e, listen_path);
+	o = end_expect(&guest, "query");
+	answer(o, AGENT("i1", "40"));
+	greeting = end_read(e);
+	assert_string_equal(json_get_string(json_get(greeting, "pmem-agent", json_type_object), "instance", ""), "i1");
+	assert_int_equal(json_object_array_length(
+			     json_get(json_get(greeting, "pmem-agent", json_type_object), "features", json_type_array)),
+			 0);
+}
+
+static void expect_error(struct end *e, const char *class, const char *id)
+{
+	_cleanup_(json_unrefp) struct json_object *o = end_read(e);
+
+	assert_string_equal(json_get_string(json_get(o, "error", json_type_object), "class", ""), class);
+	assert_string_equal(end_id(o), id);
+}
+
+static void start_with_clients(void)
+{
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	connect_client(&a);
+	connect_client(&b);
+}
+
+static void stop_with_clients(void)
+{
+	stop_serve();
+	end_close(&a);
+	end_close(&b);
+}
+
+static void test_clients_of_the_same_id_get_their_own_answers(void **state)
+{
+	struct json_object *first, *second, *o;
+
+	start_with_clients();
+	end_send(&a, "{'execute':'flush','arguments':{'path':'/a'},'id':[1]}");
+	first = end_expect(&guest, "flush");
+	end_send(&b, "{'execute':'flush','arguments':{'path':'/b'},'id':[1]}");
+	second = end_expect(&guest, "flush");
+	assert_string_equal(json_get_string(arguments_of(first), "path", ""), "/a");
+	assert_string_equal(json_get_string(arguments_of(second), "path", ""), "/b");
+	assert_string_not_equal(end_id(first), end_id(second));
+	answer(second, "{'of':'b'}");
+	answer(first, "{'of':'a'}");
+	json_object_put(first);
+	json_object_put(second);
+	o = end_read(&a);
+	assert_string_equal(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN),
+			    "{\"return\":{\"of\":\"a\"},\"id\":[1]}");
+	json_object_put(o);
+	o = end_read(&b);
+	assert_string_equal(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN),
+			    "{\"return\":{\"of\":\"b\"},\"id\":[1]}");
+	json_object_put(o);
+	stop_with_clients();
+}
+
+static void test_clients_may_not_do_what_serve_does(void **state)
+{
+	start_with_clients();
+	end_send(&a, "{'execute':'flushed','arguments':{'address':4096,'number':1,'errno':0},'id':1}");
+	expect_error(&a, "AccessDenied", "1");
+	end_send(&a, "{'execute':'set-backing','id':2}");
+	expect_error(&a, "AccessDenied", "2");
+	end_send(&a, "{'id':3}");
+	expect_error(&a, "GenericError", "3");
+	end_send(&a, "not JSON");
+	expect_error(&a, "GenericError", "null");
+	/* What the agent wants of its host is not told to clients, and leaves no gap. */
+	want(4096, 1);
+	flushed(4096, 1, 0);
+	end_send(&guest, "{'event':'DURABLE','data':{'region':'region0','sequence':42},'timestamp':{}}");
+	for (struct end *e = &a;; e = &b) {
+		_cleanup_(json_unrefp) struct json_object *o = end_read(e);
+
+		assert_string_equal(json_get_string(o, "event", ""), "DURABLE");
+		assert_int_equal(json_get_u64(json_get(o, "data", json_type_object), "sequence", 0), 2);
+		if (e == &b)
+			break;
+	}
+	stop_with_clients();
+}
+
+static void test_a_lost_connection_is_unknown_and_then_a_new_instance(void **state)
+{
+	struct json_object *o;
+
+	start_with_clients();
+	end_send(&a, "{'execute':'flush','id':'x'}");
+	json_object_put(end_expect(&guest, "flush"));
+	end_close(&guest);
+	expect_error(&a, "Unknown", "\"x\"");
+	end_send(&a, "{'execute':'flush','id':'y'}");
+	expect_error(&a, "Unknown", "\"y\"");
+	end_accept(&guest, listener);
+	greet(AGENT("i2", "0"));
+	o = end_read(&b);
+	assert_string_equal(json_get_string(json_get(o, "pmem-agent", json_type_object), "instance", ""), "i2");
+	json_object_put(o);
+	stop_with_clients();
+}
+
+static void test_who_does_not_read_is_told_how_much_was_missed(void **state)
+{
+	char line[512];
+	unsigned int n_a = 0, n_b = 0;
+	uint64_t missed = 0;
+
+	start_with_clients();
+	memset(line, 'x', sizeof(line) - 1);
+	line[sizeof(line) - 1] = '\0';
+	for (unsigned int i = 0; i < 3000; i++) {
+		struct json_object *o;
+
+		end_send(&guest, "{'event':'DURABLE','data':{'text':'%s','sequence':1}}", line);
+		o = end_read(&a);
+		n_a += strcmp(json_get_string(o, "event", ""), "DURABLE") == 0;
+		json_object_put(o);
+	}
+	assert_int_equal(n_a, 3000);
+	while (missed == 0) {
+		struct json_object *o = end_read_for(&b, 200);
+
+		if (!o) {
+			o = end_expect(&guest, "query");
+			answer(o, AGENT("i1", "3000"));
+		} else if (strcmp(json_get_string(o, "event", ""), "MISSED") == 0) {
+			missed = json_get_u64(json_get(o, "data", json_type_object), "count", 0);
+		} else {
+			n_b++;
+		}
+		json_object_put(o);
+	}
+	assert_true(n_b > 100);
+	assert_int_equal(n_b + missed, 3000);
+	stop_with_clients();
+}
+
+/* As it is where the guest was restored, and has seen a host before and after: nobody may hear of its old epochs. */
+static void test_an_instance_that_goes_on_is_ended(void **state)
+{
+	struct json_object *o;
+
+	start_with_clients();
+	end_close(&guest);
+	end_accept(&guest, listener);
+	greet_with(AGENT("i1", "7"), "i2");
+	for (struct end *e = &a;; e = &b) {
+		o = end_expect(&guest, "query");
+		answer(o, AGENT("i2", "1"));
+		json_object_put(o);
+		if (e == &b)
+			break;
+	}
+	for (struct end *e = &a;; e = &b) {
+		o = end_read(e);
+		assert_string_equal(json_get_string(json_get(o, "pmem-agent", json_type_object), "instance", ""), "i2");
+		json_object_put(o);
+		if (e == &b)
+			break;
+	}
+	expect_backing(4096, SERVED);
+	stop_with_clients();
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_backing_is_told_and_flushed),
+		cmocka_unit_test(test_what_keeps_nothing_is_said_to_and_never_confirmed),
+		cmocka_unit_test(test_an_error_is_kept_until_it_is_answered),
+		cmocka_unit_test(test_an_error_outlives_serve),
+		cmocka_unit_test(test_what_an_instance_before_wanted_is_no_answer_to_this_one),
+		cmocka_unit_test(test_a_disk_that_hangs_holds_up_its_own_backing_only),
+		cmocka_unit_test(test_a_guest_that_asks_without_end_is_bounded),
+		cmocka_unit_test(test_clients_of_the_same_id_get_their_own_answers),
+		cmocka_unit_test(test_clients_may_not_do_what_serve_does),
+		cmocka_unit_test(test_a_lost_connection_is_unknown_and_then_a_new_instance),
+		cmocka_unit_test(test_an_instance_that_goes_on_is_ended),
+		cmocka_unit_test(test_who_does_not_read_is_told_how_much_was_missed),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, set_up_group, tear_down_group);
+}
