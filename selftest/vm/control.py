@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 from collections import namedtuple
+from functools import partial
 
 from util import VmError
 
@@ -19,6 +20,10 @@ VERBS = []
 
 class Usage(Exception):
     """The words of a request don't fit the verb."""
+
+
+class Status(Exception):
+    """What a program of the host ended with, and printed."""
 
 
 class NoAnswer(Exception):
@@ -146,6 +151,51 @@ async def fsync_durable(session, words):
 async def fsync_wait_hung(session, words):
     region, which = await session.faults.wait_hung(flushing(session, words))
     return f"{region} {which}\n"
+
+
+class Served:
+    """The session, as the verbs above see it where they are about the flushes of `pmemctl serve`."""
+
+    def __init__(self, session):
+        if not session.hostctl.process:
+            raise VmError("serve does not run")
+        self.regions, self.region, self.faults = session.regions, session.region, session.hostctl.faults
+
+
+def add_served():
+    async def on_serve(function, session, words):
+        return await function(Served(session), words)
+
+    for v in [v for v in VERBS if v.words[1] in ("fail", "hang", "release", "count", "delay")]:
+        VERBS.append(Verb(["serve", *v.words], v.usage, f"the same of `pmemctl serve`: {v.help}",
+                          partial(on_serve, v.function)))
+
+
+add_served()
+
+
+@verb("serve fsync wait-hung", "[REGION]", "wait until a flush of `pmemctl serve` hangs; prints the region")
+async def serve_wait_hung(session, words):
+    return f"{await session.hostctl.wait_hung(flushing(Served(session), words))}\n"
+
+
+@verb("serve start", "[OPTION...]", "pmemctl serve on the host (with --qmp unless other options say), our reader its client")
+async def serve_start(session, words):
+    host_end(session)
+    await session.hostctl.start(words)
+
+
+@verb("serve stop", "[terminate|kill]", "the end of it; the reader stays disconnected")
+async def serve_stop(session, words):
+    await session.hostctl.stop(*words[:1])
+
+
+@verb("pmemctl", "WORD...", "pmemctl --host on the host, through serve if that runs; ends with its status")
+async def host_pmemctl(session, words):
+    status, text = await session.hostctl.run(words)
+    if status:
+        raise Status(status, text)
+    return text
 
 
 def host_end(session):
@@ -306,6 +356,14 @@ async def port_add(session, words):
                                       nr=1, chardev="agent", name="io.pmem.agent.0", id="agentport")
 
 
+@verb("qmp", "COMMAND [JSON]", "a command of QEMU's monitor, with these arguments; prints what it returns")
+async def qmp(session, words):
+    if not 1 <= len(words) <= 2:
+        raise Usage("which command?")
+    answer = await session.machine.qmp.command(words[0], **json.loads(words[1] if len(words) > 1 else "{}"))
+    return json.dumps(answer) + "\n"
+
+
 @verb("time", "", "the host's clock, in seconds since the epoch")
 async def host_time(session, words):
     nothing_more(words)
@@ -332,6 +390,12 @@ async def stop(session, words):
 async def cont(session, words):
     nothing_more(words)
     await session.machine.qmp.command("cont")
+
+
+@verb("restore", "", "the machine is saved into a file and ended; another one goes on from it")
+async def restore(session, words):
+    nothing_more(words)
+    await session.restore()
 
 
 @verb("wake-after", "SECONDS", "wake the machine that long after it fell asleep (see suspend)")
@@ -393,6 +457,8 @@ async def obey(session, words):
             return 0, await v.function(session, words[n:]) or ""
         except NoAnswer:
             return None, ""
+        except Status as e:
+            return e.args
         except Usage as e:
             return 2, f"vm {' '.join(v.words)}: {e}\nusage: vm {' '.join(v.words)} {v.usage}\n"
         except (VmError, OSError) as e:

@@ -3,9 +3,10 @@
  *
  * QEMU's virtio-pmem answers one flush of the guest with one fsync of the backing file, in a thread
  * of its pool. Here each such fsync is counted, and may be slow, fail, or hang. A region is known by
- * its backing file; any other file's fsync passes straight through. All state lies in this process
- * behind one lock, and a thread serves the commands that faults.py sends, one datagram each: so a
- * setting takes effect at once, and counts from the very moment it is made.
+ * its backing file; any other file's fsync passes straight through. All state lies in memory that
+ * this process shares with its children, behind one lock, and a thread serves the commands that
+ * faults.py sends, one datagram each: so a setting takes effect at once, and counts from the very
+ * moment it is made. pmemctl serve, whose children flush, has it preloaded too.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,6 +19,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -42,7 +45,6 @@ struct region {
 	unsigned int hanging;
 	uint64_t release; /* grows with every release; those who hang wait for that */
 	bool release_fails;
-	struct record record;
 };
 
 /* What one flush is to do, decided when it begins. */
@@ -52,11 +54,15 @@ struct plan {
 	bool hang;
 };
 
-static struct region regions[REGIONS];
-static size_t n_regions;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t released = PTHREAD_COND_INITIALIZER;
-static int control = -1, log_fd = -1;
+static struct shared {
+	struct region regions[REGIONS];
+	size_t n_regions;
+	pthread_mutex_t lock;
+	pthread_cond_t released;
+} * shared;
+static struct record records[REGIONS]; /* of this process's own flushes */
+static int control = -1, log_fd = -1; /* the first: -1 in a child */
+static char log_path[1024];
 static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 
@@ -65,7 +71,7 @@ static void event(const char *what, const struct region *r, uint64_t number)
 	char text[64];
 	int n = snprintf(text, sizeof(text), "! %s %s %llu", what, r->id, (unsigned long long)number);
 
-	if (send(control, text, n, MSG_NOSIGNAL) < 0)
+	if (control >= 0 && send(control, text, n, MSG_NOSIGNAL) < 0)
 		perror("vm faults: event");
 }
 
@@ -73,25 +79,30 @@ static struct region *find_file(int fd)
 {
 	struct stat st;
 
-	if (!n_regions || fstat(fd, &st) < 0)
+	if (!shared || !shared->n_regions || fstat(fd, &st) < 0)
 		return NULL;
-	for (size_t i = 0; i < n_regions; i++)
-		if (regions[i].dev == st.st_dev && regions[i].ino == st.st_ino)
-			return &regions[i];
+	for (size_t i = 0; i < shared->n_regions; i++)
+		if (shared->regions[i].dev == st.st_dev && shared->regions[i].ino == st.st_ino)
+			return &shared->regions[i];
 	return NULL;
+}
+
+static struct record *record_of(const struct region *r)
+{
+	return &records[r - shared->regions];
 }
 
 static struct plan begin(struct region *r)
 {
 	struct plan plan = { 0 };
 
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&shared->lock);
 	plan.number = ++r->begun;
 	plan.fail = r->fail_every;
 	for (size_t i = 0; i < r->n_fail; i++)
 		plan.fail |= r->fail_at[i] == plan.number;
 	plan.hang = r->hang_at == plan.number;
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&shared->lock);
 	return plan;
 }
 
@@ -101,15 +112,15 @@ static bool hang(struct region *r, uint64_t number)
 	uint64_t before;
 	bool fail;
 
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&shared->lock);
 	before = r->release;
 	r->hanging++;
 	event("hung", r, number);
 	while (r->release == before)
-		pthread_cond_wait(&released, &lock);
+		pthread_cond_wait(&shared->released, &shared->lock);
 	r->hanging--;
 	fail = r->release_fails;
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&shared->lock);
 	return fail;
 }
 
@@ -153,16 +164,17 @@ static int copy_extents(int from, int to, off_t size)
 /* The durable image is replaced in one step, so that a cut at any moment leaves a whole one. */
 static void save_durable(int fd, const struct region *r)
 {
-	char from_path[64], temporary[1040];
+	char from_path[64], temporary[1060];
 	struct stat st;
 	int from, to;
 
 	snprintf(from_path, sizeof(from_path), "/proc/self/fd/%d", fd);
-	snprintf(temporary, sizeof(temporary), "%s.new", r->durable);
+	snprintf(temporary, sizeof(temporary), "%s.new.%d", r->durable, getpid());
 	from = open(from_path, O_RDONLY | O_CLOEXEC);
 	to = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	if (from < 0 || to < 0 || fstat(from, &st) < 0 || copy_extents(from, to, st.st_size) < 0 ||
-	    rename(temporary, r->durable) < 0)
+	/* Of two processes that copy it the later copy must be the one that stays. */
+	if (from < 0 || to < 0 || flock(from, LOCK_EX) < 0 || fstat(from, &st) < 0 ||
+	    copy_extents(from, to, st.st_size) < 0 || rename(temporary, r->durable) < 0)
 		perror("vm faults: durable image");
 	if (from >= 0)
 		close(from);
@@ -187,7 +199,9 @@ static void write_log(const struct region *r, uint64_t number, double start, dou
 			 start, r->id, (unsigned long long)number, result < 0 ? -1 : 0,
 			 result < 0 ? strerrorname_np(-result) : "", (seconds(CLOCK_MONOTONIC) - began) * 1e6);
 
-	if (log_fd >= 0 && write(log_fd, line, n) != n)
+	if (log_fd < 0)
+		log_fd = open(log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+	if (write(log_fd, line, n) != n)
 		perror("vm faults: log");
 }
 
@@ -203,7 +217,7 @@ static int flush(int fd, int (*real)(int))
 	start = seconds(CLOCK_REALTIME);
 	began = seconds(CLOCK_MONOTONIC);
 	plan = begin(r);
-	record_begin(&r->record, plan.number);
+	record_begin(record_of(r), plan.number);
 	if (plan.hang)
 		plan.fail |= hang(r, plan.number);
 	pthread_mutex_lock(&r->disk);
@@ -211,7 +225,7 @@ static int flush(int fd, int (*real)(int))
 	result = plan.fail ? -EIO : real(fd) < 0 ? -errno : 0;
 	if (result == 0 && r->durable[0])
 		save_durable(fd, r);
-	record_end(&r->record, plan.number, result);
+	record_end(record_of(r), plan.number, result);
 	pthread_mutex_unlock(&r->disk);
 	write_log(r, plan.number, start, began, result);
 	if (result < 0) {
@@ -233,20 +247,21 @@ int fdatasync(int fd)
 
 static struct region *find_id(const char *id)
 {
-	for (size_t i = 0; i < n_regions; i++)
-		if (strcmp(regions[i].id, id) == 0)
-			return &regions[i];
+	for (size_t i = 0; i < shared->n_regions; i++)
+		if (strcmp(shared->regions[i].id, id) == 0)
+			return &shared->regions[i];
 	return NULL;
 }
 
 /* region ID BEGUN PATH: from now on flushes of this file are that region's. */
 static const char *add_region(const char *id, char *rest)
 {
-	struct region *r = &regions[n_regions];
+	struct region *r = &shared->regions[shared->n_regions];
+	pthread_mutexattr_t attributes;
 	struct stat st;
 	char *path;
 
-	if (n_regions == REGIONS)
+	if (shared->n_regions == REGIONS)
 		return "too many regions";
 	r->begun = strtoull(rest, &path, 10);
 	if (stat(path + 1, &st) < 0)
@@ -254,10 +269,12 @@ static const char *add_region(const char *id, char *rest)
 	snprintf(r->id, sizeof(r->id), "%s", id);
 	r->dev = st.st_dev;
 	r->ino = st.st_ino;
-	pthread_mutex_init(&r->disk, NULL);
-	pthread_mutex_init(&r->record.lock, NULL);
-	r->record.fd = r->record.trace = -1;
-	n_regions++;
+	pthread_mutexattr_init(&attributes);
+	pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&r->disk, &attributes);
+	pthread_mutex_init(&record_of(r)->lock, NULL);
+	record_of(r)->fd = record_of(r)->trace = -1;
+	shared->n_regions++;
 	return NULL;
 }
 
@@ -281,8 +298,8 @@ static const char *record(struct region *r, char *rest)
 	const char *backing = strtok(rest, " "), *trace = strtok(NULL, " "), *board = strtok(NULL, " ");
 
 	if (!backing)
-		return record_stop(&r->record);
-	return trace ? record_start(&r->record, backing, trace, board ? board : "") : "not understood";
+		return record_stop(record_of(r));
+	return trace ? record_start(record_of(r), backing, trace, board ? board : "") : "not understood";
 }
 
 /* Called with the lock held; NULL for done, else what is wrong. */
@@ -309,7 +326,7 @@ static const char *obey(const char *verb, const char *id, char *rest)
 			return "no flush hangs";
 		r->release++;
 		r->release_fails = strcmp(rest, "fail") == 0;
-		pthread_cond_broadcast(&released);
+		pthread_cond_broadcast(&shared->released);
 	} else if (strcmp(verb, "record") == 0) {
 		return record(r, rest);
 	} else if (strcmp(verb, "count") != 0) {
@@ -330,7 +347,7 @@ static void *serve(void *unused)
 		const struct region *r;
 
 		message[n] = 0;
-		pthread_mutex_lock(&lock);
+		pthread_mutex_lock(&shared->lock);
 		if (sscanf(message, "%15s %15s%n", verb, id, &at) == 2)
 			wrong = obey(verb, id, message + at + (message[at] == ' '));
 		r = find_id(id);
@@ -338,9 +355,34 @@ static void *serve(void *unused)
 			  : snprintf(reply, sizeof(reply), "= %llu %u", (unsigned long long)r->begun, r->hanging);
 		if (send(control, reply, n, MSG_NOSIGNAL) < 0)
 			perror("vm faults: reply");
-		pthread_mutex_unlock(&lock);
+		pthread_mutex_unlock(&shared->lock);
 	}
 	return NULL;
+}
+
+/* It closes what it did not open, and has no thread that obeys: it only sees what is set. */
+static void in_child(void)
+{
+	control = log_fd = -1;
+	for (size_t i = 0; i < shared->n_regions; i++)
+		records[i].trace = -1;
+}
+
+static void *share(void)
+{
+	struct shared *s = mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_mutexattr_t lock;
+	pthread_condattr_t released;
+
+	if (s == MAP_FAILED)
+		return NULL;
+	pthread_mutexattr_init(&lock);
+	pthread_mutexattr_setpshared(&lock, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&s->lock, &lock);
+	pthread_condattr_init(&released);
+	pthread_condattr_setpshared(&released, PTHREAD_PROCESS_SHARED);
+	pthread_cond_init(&s->released, &released);
+	return s;
 }
 
 __attribute__((constructor)) static void start(void)
@@ -351,8 +393,11 @@ __attribute__((constructor)) static void start(void)
 
 	real_fsync = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
 	real_fdatasync = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
-	if (!fd || !log)
+	shared = fd && log ? share() : NULL;
+	if (!shared)
 		return;
+	snprintf(log_path, sizeof(log_path), "%s", log);
+	pthread_atfork(NULL, NULL, in_child);
 	control = atoi(fd);
 	fcntl(control, F_SETFD, FD_CLOEXEC);
 	log_fd = open(log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);

@@ -29,6 +29,15 @@ class GuestPort:
         self.reader, self.writer = await asyncio.open_connection(sock=sock)
         background(self._read(self.reader))
 
+    async def replace(self, sock):
+        """The guest goes on in another machine, in the middle of whatever it was doing."""
+        self.reader, self.writer = await asyncio.open_connection(sock=sock)
+        background(self._read(self.reader))
+
+    def leave_machine(self):
+        """Its end is not that of the guest."""
+        self.reader = None
+
     def reset(self):
         """The guest starts anew: whatever was under way in it is gone."""
         self.up.clear()

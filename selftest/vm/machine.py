@@ -2,8 +2,10 @@
 """QEMU: its command line, its process, and QMP."""
 
 import asyncio
+import contextlib
 import json
 import os
+import shlex
 import socket
 
 from util import VmError, background, dying_with_us, find_program, parse_size
@@ -73,14 +75,15 @@ class Qmp:
         await self.command("qmp_capabilities")
 
     async def _read(self, reader):
-        while line := await reader.readline():
-            message = json.loads(line)
-            if "event" in message:
-                self.on_event(message)
-                continue
-            future = self.waiting.pop(message.get("id"), None)
-            if future and not future.done():
-                future.set_result(message)
+        with contextlib.suppress(ConnectionResetError):     # what it had not read when it was killed
+            while line := await reader.readline():
+                message = json.loads(line)
+                if "event" in message:
+                    self.on_event(message)
+                    continue
+                future = self.waiting.pop(message.get("id"), None)
+                if future and not future.done():
+                    future.set_result(message)
         for future in self.waiting.values():
             if not future.done():
                 future.set_result({"error": {"desc": "QEMU has ended"}})
@@ -133,6 +136,7 @@ class Machine:
         self.qmp = Qmp(on_event)
         self.port, self.their_port = socket.socketpair()
         self.agent_listener = None
+        self.incoming = None        # a file that it goes on from
         self.errors = os.path.join(run_dir, "qemu.log")
 
     def _agent_socket(self):
@@ -160,6 +164,9 @@ class Machine:
                  "-device", "virtio-rng-pci",
                  "-chardev", f"socket,id=qmp,fd={self.qmp.theirs.fileno()}",
                  "-mon", "chardev=qmp,mode=control",
+                 # In the run's directory, which QEMU is started in: for programs of the host.
+                 "-chardev", "socket,id=monitor,path=qmp.sock,server=on,wait=off",
+                 "-mon", "chardev=monitor,mode=control",
                  "-device", "virtio-serial-pci,id=vmserial,max_ports=2",
                  "-chardev", f"socket,id=vmport,fd={self.their_port.fileno()}",
                  "-device", "virtserialport,bus=vmserial.0,nr=1,chardev=vmport,name=io.pmem.vm.0"]
@@ -178,6 +185,8 @@ class Machine:
         for region in regions:
             for option, what in zip(("-object", "-device"), region.objects()):
                 args += [option, json.dumps(what)]
+        if self.incoming:
+            args += ["-incoming", f"exec:cat {shlex.quote(self.incoming)}"]
         return args
 
     async def start(self, regions, environment, descriptors):
@@ -191,6 +200,7 @@ class Machine:
             self.process = await asyncio.create_subprocess_exec(
                 *self._arguments(regions), stdin=asyncio.subprocess.DEVNULL, stdout=errors,
                 stderr=errors, env={**os.environ, **environment}, start_new_session=True,
+                cwd=self.run_dir,
                 pass_fds=[d.fileno() for d in descriptors], preexec_fn=dying_with_us())
         for d in descriptors:
             d.close()
@@ -216,6 +226,19 @@ class Machine:
         except VmError:
             await self.qmp.command("object-del", id=backend["id"])
             raise
+
+    async def save(self, path):
+        """Into a file, by migration; it stands still then."""
+        await self.qmp.command("migrate", uri=f"exec:cat >{shlex.quote(path)}")
+        while (status := (await self.qmp.command("query-migrate")).get("status")) != "completed":
+            if status in ("failed", "cancelled"):
+                raise VmError("QEMU can't save the machine")
+            await asyncio.sleep(0.1)
+
+    async def restored(self):
+        """What it goes on from has been read."""
+        while (await self.qmp.command("query-status"))["status"] == "inmigrate":
+            await asyncio.sleep(0.1)
 
     async def kill(self):
         if self.process and self.process.returncode is None:

@@ -14,6 +14,7 @@ import image
 import stage
 from faults import Faults
 from guestport import GuestPort
+from hostctl import HostCtl
 from hostend import HostEnd
 from machine import HOTPLUG_PORTS, MODES, Machine, Region
 from util import VmError, background, compile_c, say, tail
@@ -45,6 +46,7 @@ class Session:
         if options.port:
             self.host = HostEnd(os.path.join(run_dir, "agent.sock"),
                                 os.path.join(log_dir, "host.jsonl"))
+        self.hostctl = HostCtl(self, log_dir)
         self.port = GuestPort(lambda words: control.obey(self, words), self.show_output)
         self.durable_dir = options.durable or os.path.join(run_dir, "durable")
         self.console = os.path.join(log_dir, "console.log")
@@ -108,6 +110,32 @@ class Session:
             await self.host.connect()
         await machine.qmp.command("cont")
 
+    async def restore(self):
+        """The machine is saved, ended, and another goes on from what was saved."""
+        if any(r.hotplugged for r in self.regions):
+            raise VmError("what is plugged in later has other addresses in another machine")
+        before, path = self.machine, os.path.join(self.run_dir, "saved")
+        await before.save(path)
+        self.machine = machine = Machine(self.options, self.kernel, self.initrd, self.disks,
+                                         self.run_dir, self.console, self.on_event)
+        machine.incoming = path
+        self.port.leave_machine()
+        before.process.kill()
+        await before.process.wait()
+        self.faults.next_power_on()
+        environment = {}
+        theirs = self.faults.attach(environment, self.library)
+        await machine.start(self.regions, environment, [theirs])
+        background(self._watch(machine))
+        await self.port.replace(machine.port)
+        for region in self.regions:
+            await self.faults.add_region(region.id, region.backing)
+        await machine.restored()
+        os.unlink(path)
+        if self.host:
+            await self.host.connect()
+        await machine.qmp.command("cont")
+
     async def _first_faults(self, region):
         o = self.options
         for verb, values in (("fail", o.fsync_fail), ("hang", o.fsync_hang)):
@@ -118,6 +146,8 @@ class Session:
     async def _watch(self, machine):
         await machine.process.wait()
         machine.close()
+        if machine is not self.machine:     # the guest goes on in another
+            return
         self.faults.detach()
         self.port.reset()
         self.off.set()
@@ -192,6 +222,8 @@ class Session:
             raise VmError("no hotpluggable slot is left")
         self.make_backing(region)
         await self.faults.add_region(region.id, region.backing)
+        if self.hostctl.process:
+            await self.hostctl.faults.add_region(region.id, region.backing)
         await self.machine.add_region(region, self.next_port)
         if region.kind == "virtio-pmem":
             self.next_port += 1
