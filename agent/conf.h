@@ -11,6 +11,10 @@
 #include "region.h"
 #include "util.h"
 
+#ifndef PMEM_AGENT_CONF
+#define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
+#endif
+
 #define CONF_MAX_REGIONS  64
 #define CONF_MAX_PROBLEMS 32
 

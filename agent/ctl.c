@@ -22,6 +22,8 @@ const struct ctl_verb ctl_verbs[] = {
 	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
 	  ctl_acknowledge, ctl_acknowledge },
 	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch, ctl_host_watch },
+	{ "doctor", "[PATH|REGION]", "Show what a path rests on, what is wrong there, and what mends it", 0, 1,
+	  ctl_doctor, NULL },
 	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", 0, UINT32_MAX, ctl_run, NULL },
 	{ "serve", "", "On the host: flush for the guest what it can't flush", 0, 0, NULL, ctl_host_serve },
 };
@@ -39,6 +41,7 @@ enum option_value {
 	OPTION_OPENMETRICS,
 	OPTION_OUTPUT,
 	OPTION_QMP,
+	OPTION_RECORD,
 	OPTION_RETRY,
 	OPTION_SCOPE,
 	OPTION_STATE,
@@ -58,6 +61,7 @@ static const struct option options[] = {
 	{ "openmetrics", no_argument, NULL, OPTION_OPENMETRICS },
 	{ "output", required_argument, NULL, OPTION_OUTPUT },
 	{ "qmp", required_argument, NULL, OPTION_QMP },
+	{ "record", no_argument, NULL, OPTION_RECORD },
 	{ "retry", no_argument, NULL, OPTION_RETRY },
 	{ "scope", required_argument, NULL, OPTION_SCOPE },
 	{ "state", required_argument, NULL, OPTION_STATE },
@@ -70,8 +74,8 @@ static const struct option options[] = {
 };
 
 const char *const ctl_options[] = {
-	"all", "backing", "datasync", "fallback", "host",    "listen", "loss",  "no-wait", "openmetrics", "output",
-	"qmp", "retry",   "scope",    "state",    "timeout", "json",   "quiet", "help",    "version",
+	"all", "backing", "datasync", "fallback", "host",  "listen",  "loss", "no-wait", "openmetrics", "output",
+	"qmp", "record",  "retry",    "scope",    "state", "timeout", "json", "quiet",   "help",        "version",
 };
 const unsigned int ctl_n_options = ARRAY_SIZE(ctl_options);
 _Static_assert(ARRAY_SIZE(ctl_options) + 1 == ARRAY_SIZE(options), "a name for every option");
@@ -215,6 +219,7 @@ static void print_help(void)
 	       "  --backing=ADDRESS=FILE         serve: what is behind the region at this address\n"
 	       "  --listen=SOCKET                serve: talk to other programs there\n"
 	       "  --state=PREFIX                 serve: where errors that the guest does not know yet are kept\n"
+	       "  --record                       doctor: print what sysfs has of this machine's regions\n"
 	       "  -j --json                      print JSON\n"
 	       "  -q --quiet                     print errors only\n"
 	       "  -h --help                      print this\n"
@@ -296,6 +301,9 @@ static int parse_option(struct ctl *c, int value)
 	case OPTION_OUTPUT:
 		c->output = optarg;
 		return 0;
+	case OPTION_RECORD:
+		c->record = true;
+		return 0;
 	case OPTION_SCOPE:
 		c->scope = optarg;
 		return 0;
@@ -351,6 +359,8 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 		return usage_error("--output is for --openmetrics", "");
 	if (verb->run != ctl_acknowledge && c->loss)
 		return usage_error("--loss is for acknowledge, not for ", verb->name);
+	if (verb->run != ctl_doctor && c->record)
+		return usage_error("--record is for doctor, not for ", verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
 		known |= strcmp(c->scope, scopes[i]) == 0;
 	if (!known)
@@ -381,8 +391,8 @@ static int run_verb(struct ctl *c, const struct ctl_verb *verb, char **arguments
 		ctl_host_close(c);
 		return r;
 	}
-	/* It goes on as another program. */
-	if (verb->run != ctl_run)
+	/* One goes on as another program, the other says what it finds. */
+	if (verb->run != ctl_run && verb->run != ctl_doctor)
 		r = ctl_connect(c);
 	if (r == 0)
 		r = verb->run(c, arguments, n);
@@ -406,7 +416,8 @@ int ctl_main(int argc, char **argv)
 	}
 	if (optind >= argc)
 		return usage_error(
-		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, run, serve", "");
+		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, doctor, run, serve",
+		    "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);

@@ -15,10 +15,14 @@
 #define CTL_EXIT_FAILURE 1
 #define CTL_EXIT_USAGE   2
 
+/* What the worst is that doctor has found; a contract, see pmemctl(1). */
+#define CTL_EXIT_WARNING 20
+#define CTL_EXIT_ERROR   21
+
 #define CTL_MAX_BACKINGS 64
 
 struct ctl {
-	bool json, quiet, all, fallback, datasync, no_wait, openmetrics, retry;
+	bool json, quiet, all, fallback, datasync, no_wait, openmetrics, record, retry;
 	const char *scope, *loss, *output;
 	const char *host, *qmp, *listen; /* sockets */
 	const char *state;               /* the begin of paths */
@@ -158,3 +162,4 @@ int ctl_stats(struct ctl *c, char **arguments, unsigned int n);
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n);
 int ctl_run(struct ctl *c, char **arguments, unsigned int n);
 int ctl_acknowledge(struct ctl *c, char **arguments, unsigned int n);
+int ctl_doctor(struct ctl *c, char **arguments, unsigned int n);

@@ -98,8 +98,13 @@ static int add_path(struct layers *l, char *path, unsigned int depth, char *deta
 
 	if (depth > LAYERS_MAX_DEPTH || l->n_visits++ >= LAYERS_MAX_VISITS)
 		return too_much(path, detail);
-	if (sysfs_exists("%s/partition", path))
+	if (sysfs_exists("%s/partition", path)) {
+		if (l->visit)
+			l->visit(l->userdata, path, 2 * depth);
 		*strrchr(path, '/') = '\0';
+	}
+	if (l->visit)
+		l->visit(l->userdata, path, 2 * depth + 1);
 	look_at_queue(l, path);
 	r = add_slaves(l, path, depth, &n_slaves, detail);
 	if (r != 0)

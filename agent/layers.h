@@ -15,6 +15,9 @@ struct layers {
 	unsigned int n_visits;
 	bool look_at_queues;    /* to be set before; not by the daemon itself, see mount_check() */
 	char write_through[64]; /* the first disk that does not pass flushes on; "" for none */
+	/* If set: told of each device on the way down, before those it rests on, which have a higher level. */
+	void (*visit)(void *userdata, const char *path, unsigned int level);
+	void *userdata;
 };
 
 /*

@@ -22,10 +22,6 @@
 #include "sock.h"
 #include "state.h"
 
-#ifndef PMEM_AGENT_CONF
-#define PMEM_AGENT_CONF "/etc/pmem-agent.conf"
-#endif
-
 #define MAX_DESCRIPTORS    32768
 #define LOCK_PATIENCE_MSEC 1000
 

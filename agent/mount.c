@@ -540,3 +540,40 @@ int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX
 		return explain(detail, PMEM_AGENT_UNKNOWN, "%s is on other devices than before", target->source);
 	return r;
 }
+
+/* ---- for people ---- */
+
+int mount_get_options(const struct target *target, char *ret, size_t size)
+{
+	_cleanup_(table_freep) struct libmnt_table *table = NULL;
+	struct libmnt_fs *fs;
+	int e = read_mounts(&table);
+
+	if (e < 0)
+		return e;
+	fs = mnt_table_find_devno(table, target->device, MNT_ITER_BACKWARD);
+	if (!fs)
+		return -ENOENT;
+	snprintf(ret, size, "%s", mnt_fs_get_fs_options(fs) ?: "");
+	return 0;
+}
+
+int mount_get_point(unsigned int i, char *ret, size_t size)
+{
+	_cleanup_(table_freep) struct libmnt_table *table = NULL;
+	_cleanup_(iter_freep) struct libmnt_iter *iter = mnt_new_iter(MNT_ITER_FORWARD);
+	struct libmnt_fs *fs;
+	int e = read_mounts(&table);
+
+	if (e < 0 || !iter)
+		return e < 0 ? e : -ENOMEM;
+	while (mnt_table_next_fs(table, iter, &fs) == 0) {
+		if (major(mnt_fs_get_devno(fs)) == 0 || i-- > 0)
+			continue;
+		if (strlen(mnt_fs_get_target(fs)) >= size)
+			return -ENAMETOOLONG;
+		strcpy(ret, mnt_fs_get_target(fs));
+		return 0;
+	}
+	return -ENOENT;
+}

@@ -73,5 +73,14 @@ int mount_find_uuid(const char *uuid, char *ret, size_t size, char detail[static
  */
 int mount_check(const struct target *target, char detail[static MOUNT_DETAIL_MAX]);
 
+/*
+ * The options of the filesystem itself, as mountinfo has them, for a resolved target. 0; -ENOENT:
+ * it is not mounted any more; or another negative errno.
+ */
+int mount_get_options(const struct target *target, char *ret, size_t size);
+
+/* The mount point of the `i`th filesystem that is on a block device. 0, -ENOENT after the last, or another one. */
+int mount_get_point(unsigned int i, char *ret, size_t size);
+
 /* For tests: other roots than "/proc" and "/sys". The strings must stay valid. */
 void mount_set_roots(const char *proc, const char *sys);

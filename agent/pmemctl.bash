@@ -8,7 +8,7 @@ _pmemctl_regions()
 
 _pmemctl()
 {
-	local verbs="list status flush wait stats acknowledge watch run serve"
+	local verbs="list status flush wait stats acknowledge watch doctor run serve"
 	local options="--host= --retry --json --quiet --help --version"
 	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
 	local serve_options="--qmp= --backing= --listen= --state="
@@ -54,13 +54,14 @@ _pmemctl()
 		[[ $verb == wait ]] && options="$options --timeout="
 		[[ $verb == serve ]] && options="$options $serve_options"
 		[[ $verb == stats ]] && options="$options $stats_options"
+		[[ $verb == doctor ]] && options="$options --record"
 		COMPREPLY=($(compgen -W "$options" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ -z $verb ]]; then
 		COMPREPLY=($(compgen -W "$verbs" -- "$word"))
 	elif [[ $verb == status || $verb == stats || $verb == acknowledge ]]; then
 		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word"))
-	elif [[ $verb == flush ]]; then
+	elif [[ $verb == flush || $verb == doctor ]]; then
 		compopt -o filenames
 		local IFS=$'\n'
 		COMPREPLY=($(compgen -W "$(_pmemctl_regions)" -- "$word") $(compgen -f -- "$word"))

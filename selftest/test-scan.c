@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test-scan: scan, on sysfs as it was recorded in real guests (selftest/sysfs/record)
+ * test-scan: scan, on sysfs as it was recorded in real guests (pmemctl doctor --record)
  *
  * libndctl's root is /sys and nothing else, so the test has a mount namespace of its own, and in it the recorded tree
  * instead of /sys. Where no namespace can be had, libumockdev-preload shows the tree in its place.
@@ -377,7 +377,41 @@ static void test_unarmed(void **state)
 
 #define NDBUS "/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0"
 
-/* No recording of a pseries guest yet: its attributes, as measured there, put into another's. */
+/* Two regions that want H_SCM_FLUSH, and one that doesn't. */
+static void test_papr_recorded(void **state)
+{
+	static const struct {
+		const char *name;
+		enum namespace_mode mode;
+		enum region_method method;
+	} wanted[] = {
+		{ "region0", NAMESPACE_MODE_FSDAX, REGION_METHOD_DEEP_FLUSH },
+		{ "region1", NAMESPACE_MODE_DEVDAX, REGION_METHOD_DEEP_FLUSH },
+		{ "region2", NAMESPACE_MODE_FSDAX, REGION_METHOD_CPU_FLUSH },
+	};
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
+
+	restore("papr-scm");
+	make_node("dax1.0");
+	show();
+	assert_int_equal(scan_regions(&list), 0);
+	assert_int_equal(list.n_regions, ARRAY_SIZE(wanted));
+	for (unsigned int i = 0; i < list.n_regions; i++) {
+		const struct region *r = list.regions[i];
+		unsigned int j = 0;
+
+		while (j < ARRAY_SIZE(wanted) && strcmp(wanted[j].name, r->name) != 0)
+			j++;
+		assert_true(j < ARRAY_SIZE(wanted));
+		assert_int_equal(r->kind, REGION_KIND_PAPR_SCM);
+		assert_int_equal(r->method, wanted[j].method);
+		assert_int_equal(r->asynchronous, wanted[j].method == REGION_METHOD_DEEP_FLUSH);
+		assert_int_equal(r->n_namespaces, 1);
+		assert_int_equal(r->namespaces[0].mode, wanted[j].mode);
+	}
+}
+
+/* What no recording has: an attribute that the agent may not write, and a node without the property. */
 static void test_papr(void **state)
 {
 	_cleanup_(region_freep) struct region *required = NULL, *closed = NULL, *synchronous = NULL;
@@ -462,9 +496,10 @@ static void test_emulated(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		TEST(test_nothing), TEST(test_fsdax), TEST(test_fsdax_info), TEST(test_linux_7),
-		TEST(test_devdax),  TEST(test_seed),  TEST(test_sector),     TEST(test_nvdimm),
-		TEST(test_unarmed), TEST(test_papr),  TEST(test_again),      TEST(test_emulated),
+		TEST(test_nothing),  TEST(test_fsdax), TEST(test_fsdax_info),    TEST(test_linux_7),
+		TEST(test_devdax),   TEST(test_seed),  TEST(test_sector),        TEST(test_nvdimm),
+		TEST(test_unarmed),  TEST(test_papr),  TEST(test_papr_recorded), TEST(test_again),
+		TEST(test_emulated),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

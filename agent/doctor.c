@@ -1,0 +1,594 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * doctor: what is wrong or risky with the layers that were collected; makes no system call
+ */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#include "doctor.h"
+
+static const struct {
+	const char *name;
+	enum doctor_severity severity;
+} rows[DOCTOR_N_IDS] = {
+	[DOCTOR_AGENT_ABSENT] = { "agent-absent", DOCTOR_WARNING },
+	[DOCTOR_WITNESS_ABSENT] = { "witness-absent", DOCTOR_WARNING },
+	[DOCTOR_LOSSES_UNRECORDED] = { "losses-unrecorded", DOCTOR_WARNING },
+	[DOCTOR_PORT_ABSENT] = { "port-absent", DOCTOR_NOTE },
+	[DOCTOR_PROCESSES_UNSEEN] = { "processes-unseen", DOCTOR_NOTE },
+	[DOCTOR_NO_REGION] = { "no-region", DOCTOR_NOTE },
+	[DOCTOR_TOO_MUCH] = { "too-much", DOCTOR_WARNING },
+	[DOCTOR_MAPPED_WITHOUT_LIBRARY] = { "mapped-without-library", DOCTOR_WARNING },
+	[DOCTOR_GRANULARITY_FORCED] = { "granularity-forced", DOCTOR_ERROR },
+	[DOCTOR_MAP_SYNC_REFUSED] = { "map-sync-refused", DOCTOR_ERROR },
+	[DOCTOR_ORDINARY_STORAGE] = { "ordinary-storage", DOCTOR_NOTE },
+	[DOCTOR_MIXED_STORAGE] = { "mixed-storage", DOCTOR_WARNING },
+	[DOCTOR_FILESYSTEM_UNKNOWN] = { "filesystem-unknown", DOCTOR_WARNING },
+	[DOCTOR_NOBARRIER] = { "nobarrier", DOCTOR_ERROR },
+	[DOCTOR_READ_ONLY] = { "read-only", DOCTOR_WARNING },
+	[DOCTOR_SHUT_DOWN] = { "shut-down", DOCTOR_ERROR },
+	[DOCTOR_BLOCK_SIZE] = { "block-size", DOCTOR_WARNING },
+	[DOCTOR_DAX_NEVER] = { "dax-never", DOCTOR_WARNING },
+	[DOCTOR_DAX_INODE] = { "dax-inode", DOCTOR_NOTE },
+	[DOCTOR_NO_DAX] = { "no-dax", DOCTOR_NOTE },
+	[DOCTOR_WRITE_THROUGH] = { "write-through", DOCTOR_ERROR },
+	[DOCTOR_SECTOR_MODE_BROKEN] = { "sector-mode-broken", DOCTOR_ERROR },
+	[DOCTOR_SECTOR_MODE] = { "sector-mode", DOCTOR_NOTE },
+	[DOCTOR_NAMESPACE_DISABLED] = { "namespace-disabled", DOCTOR_WARNING },
+	[DOCTOR_DEVDAX_UNFLUSHED] = { "devdax-unflushed", DOCTOR_ERROR },
+	[DOCTOR_LIBPMEM2_GRANULARITY] = { "libpmem2-granularity", DOCTOR_WARNING },
+	[DOCTOR_NO_NAMESPACE] = { "no-namespace", DOCTOR_WARNING },
+	[DOCTOR_UNARMED] = { "unarmed", DOCTOR_ERROR },
+	[DOCTOR_REGION_READ_ONLY] = { "region-read-only", DOCTOR_ERROR },
+	[DOCTOR_PLAIN_RAM] = { "plain-ram", DOCTOR_ERROR },
+	[DOCTOR_KIND_UNKNOWN] = { "kind-unknown", DOCTOR_ERROR },
+	[DOCTOR_DEEP_FLUSH_ABSENT] = { "deep-flush-absent", DOCTOR_ERROR },
+	[DOCTOR_DEEP_FLUSH_CLOSED] = { "deep-flush-closed", DOCTOR_ERROR },
+	[DOCTOR_COPY] = { "copy", DOCTOR_ERROR },
+	[DOCTOR_LOST] = { "lost", DOCTOR_ERROR },
+	[DOCTOR_STALLED] = { "stalled", DOCTOR_ERROR },
+	[DOCTOR_REFUSED] = { "refused", DOCTOR_ERROR },
+	[DOCTOR_UNATTESTED] = { "unattested", DOCTOR_NOTE },
+	[DOCTOR_UNATTESTED_CPU_FLUSH] = { "unattested-cpu-flush", DOCTOR_WARNING },
+	[DOCTOR_XEN] = { "xen", DOCTOR_WARNING },
+};
+
+static const char *const severity_names[] = {
+	[DOCTOR_OK] = "ok",
+	[DOCTOR_NOTE] = "note",
+	[DOCTOR_WARNING] = "warning",
+	[DOCTOR_ERROR] = "error",
+};
+
+static const char *const layer_names[DOCTOR_N_LAYER_TYPES] = {
+	[DOCTOR_LAYER_FILE] = "file",     [DOCTOR_LAYER_FILESYSTEM] = "filesystem",
+	[DOCTOR_LAYER_DEVICE] = "device", [DOCTOR_LAYER_NAMESPACE] = "namespace",
+	[DOCTOR_LAYER_REGION] = "region", [DOCTOR_LAYER_HOST] = "host",
+};
+
+const char *doctor_id_to_string(enum doctor_id id)
+{
+	return rows[id].name;
+}
+
+enum doctor_severity doctor_id_severity(enum doctor_id id)
+{
+	return rows[id].severity;
+}
+
+const char *doctor_severity_to_string(enum doctor_severity severity)
+{
+	return severity_names[severity];
+}
+
+const char *doctor_layer_type_to_string(enum doctor_layer_type type)
+{
+	return layer_names[type];
+}
+
+/* ---- findings ---- */
+
+struct examination {
+	const struct doctor_facts *facts;
+	struct doctor_report *report;
+};
+
+/* NULL: this was found of the same thing before (a region may be below several layers), or there is no room. */
+static struct doctor_finding *add(const struct examination *e, enum doctor_id id, int layer)
+{
+	const struct doctor_layer *layers = e->facts->layers;
+	struct doctor_report *r = e->report;
+
+	if (rows[id].severity > r->worst)
+		r->worst = rows[id].severity;
+	for (unsigned int i = 0; layer >= 0 && i < r->n_findings; i++) {
+		const struct doctor_finding *other = &r->findings[i];
+
+		if (other->id == id && id != DOCTOR_MAPPED_WITHOUT_LIBRARY && id != DOCTOR_GRANULARITY_FORCED &&
+		    strcmp(layers[other->layer].name, layers[layer].name) == 0 &&
+		    layers[other->layer].region == layers[layer].region)
+			return NULL;
+	}
+	if (r->n_findings == DOCTOR_MAX_FINDINGS)
+		return NULL;
+	r->findings[r->n_findings] = (struct doctor_finding){ .id = id, .layer = layer };
+	return &r->findings[r->n_findings++];
+}
+
+static void _printf_(2, 3) say(struct doctor_finding *f, const char *format, ...)
+{
+	va_list args;
+
+	if (!f)
+		return;
+	va_start(args, format);
+	vsnprintf(f->text, sizeof(f->text), format, args);
+	va_end(args);
+}
+
+static void _printf_(2, 3) mend(struct doctor_finding *f, const char *format, ...)
+{
+	va_list args;
+
+	if (!f)
+		return;
+	va_start(args, format);
+	vsnprintf(f->mend, sizeof(f->mend), format, args);
+	va_end(args);
+}
+
+/* ---- what lies where ---- */
+
+static bool is_below(const struct doctor_facts *f, int layer, int above)
+{
+	while (layer >= 0 && layer != above)
+		layer = f->layers[layer].parent;
+	return layer == above;
+}
+
+/* The first layer of that type that this one rests on, or is; NULL. */
+static const struct doctor_layer *find_below(const struct doctor_facts *f, int above, enum doctor_layer_type type)
+{
+	for (unsigned int i = 0; i < f->n_layers; i++) {
+		if (f->layers[i].type == type && is_below(f, (int)i, above))
+			return &f->layers[i];
+	}
+	return NULL;
+}
+
+static bool rests_on_asynchronous(const struct doctor_facts *f, int above)
+{
+	for (unsigned int i = 0; i < f->n_layers; i++) {
+		if (f->layers[i].type == DOCTOR_LAYER_REGION && f->layers[i].region->asynchronous &&
+		    is_below(f, (int)i, above))
+			return true;
+	}
+	return false;
+}
+
+static const struct doctor_opinion *find_opinion(const struct doctor_facts *f, const struct region *r)
+{
+	for (unsigned int i = 0; i < f->n_opinions; i++) {
+		if (strcmp(f->opinions[i].name, r->name) == 0)
+			return &f->opinions[i];
+	}
+	return NULL;
+}
+
+const char *doctor_method(const struct doctor_facts *f, const struct region *r)
+{
+	const struct doctor_opinion *o = find_opinion(f, r);
+
+	return o && o->method ? o->method : region_method_to_string(r->method);
+}
+
+static bool has_method(const struct doctor_facts *f, const struct region *r, enum region_method method)
+{
+	return strcmp(doctor_method(f, r), region_method_to_string(method)) == 0;
+}
+
+static bool has_attestation(const struct doctor_facts *f, const struct region *r, const char *attestation)
+{
+	const struct doctor_opinion *o = find_opinion(f, r);
+
+	return o && o->attestation && strcmp(o->attestation, attestation) == 0;
+}
+
+/* ---- the machine ---- */
+
+static void examine_machine(const struct examination *e)
+{
+	const struct doctor_facts *f = e->facts;
+	bool asynchronous = false;
+	struct doctor_finding *n;
+
+	for (unsigned int i = 0; i < f->regions.n_regions; i++)
+		asynchronous |= f->regions.regions[i]->asynchronous;
+	if (f->regions.n_regions == 0)
+		say(add(e, DOCTOR_NO_REGION, -1), "this machine has no persistent memory");
+	if (f->truncated)
+		say(add(e, DOCTOR_TOO_MUCH, -1), "there are more layers or programs than this command looks at: name a "
+						 "path");
+	if (f->n_unseen > 0 && asynchronous) {
+		n = add(e, DOCTOR_PROCESSES_UNSEEN, -1);
+		say(n, "%u processes could not be looked at, which may have mapped persistent memory", f->n_unseen);
+		mend(n, "sudo pmemctl doctor");
+	}
+	if (!asynchronous)
+		return;
+	if (!f->agent) {
+		n = add(e, DOCTOR_AGENT_ABSENT, -1);
+		say(n, "the agent does not answer, so nobody here can say that anything is durable");
+		mend(n, "systemctl enable --now pmem-agent");
+	}
+	if (f->witness == 0) {
+		n = add(e, DOCTOR_WITNESS_ABSENT, -1);
+		say(n, "no trace instance records failed I/O: an error that another program's fsync has taken is not "
+		       "noticed");
+		mend(n, "systemctl restart pmem-agent; journalctl -u pmem-agent tells why if that is not enough");
+	}
+	if (f->state_problem[0])
+		say(add(e, DOCTOR_LOSSES_UNRECORDED, -1),
+		    "%.400s; until then, what is lost may be forgotten at the next boot", f->state_problem);
+	if (!f->port) {
+		n = add(e, DOCTOR_PORT_ABSENT, -1);
+		say(n, "there is no port to the host, which so isn't told what is durable");
+		mend(n, "on the host: -device virtserialport,chardev=...,name=io.pmem.agent.0");
+	}
+}
+
+/* ---- files and programs ---- */
+
+static void examine_file(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+	const struct doctor_layer *region = find_below(e->facts, i, DOCTOR_LAYER_REGION);
+
+	if (!region || l->dax != 1 || l->map_sync != 0 ||
+	    !has_method(e->facts, region->region, REGION_METHOD_CPU_FLUSH))
+		return;
+	say(add(e, DOCTOR_MAP_SYNC_REFUSED, i),
+	    "the kernel refuses MAP_SYNC on this DAX file, although %s looks synchronous: a CPU flush is not enough, "
+	    "only msync and fsync are",
+	    region->region->name);
+}
+
+static void examine_mapper(const struct examination *e, const struct doctor_mapper *m)
+{
+	const struct doctor_layer *l = &e->facts->layers[m->layer];
+	struct doctor_finding *n;
+
+	if (!rests_on_asynchronous(e->facts, m->layer))
+		return;
+	if (m->forced) {
+		n = add(e, DOCTOR_GRANULARITY_FORCED, m->layer);
+		say(n,
+		    "%s (pid %d) has PMEM2_FORCE_GRANULARITY or PMEM_IS_PMEM_FORCE in its environment: libpmem then "
+		    "takes a CPU flush for enough on %s, and nothing is durable",
+		    m->command, m->pid, l->name);
+		mend(n, "start %s without these variables", m->command);
+	}
+	if (m->library)
+		return;
+	n = add(e, DOCTOR_MAPPED_WITHOUT_LIBRARY, m->layer);
+	say(n,
+	    "%s (pid %d) has mapped %s writable without libpmem-agent: what it stores is durable only after an msync "
+	    "of "
+	    "its own or a flush by someone else",
+	    m->command, m->pid, l->name);
+	if (l->type == DOCTOR_LAYER_NAMESPACE)
+		mend(n, "link it with libpmem-agent-pmem2, see pmem_agent_persist(3)");
+	else
+		mend(n, "pmemctl run -- %s", m->command);
+}
+
+/* ---- filesystems ---- */
+
+/* Whether a comma-separated list has the option; `value` NULL: with any value or none. */
+static bool has_option(const char *options, const char *name, const char *value)
+{
+	size_t n = strlen(name);
+
+	for (const char *p = options; p && *p; p = strchr(p, ','), p = p ? p + 1 : NULL) {
+		const char *end = p + strcspn(p, ",");
+
+		if (strncmp(p, name, n) != 0 || (p + n != end && p[n] != '='))
+			continue;
+		if (!value || (p[n] == '=' && (size_t)(end - p) == n + 1 + strlen(value) &&
+			       strncmp(p + n + 1, value, strlen(value)) == 0))
+			return true;
+	}
+	return false;
+}
+
+static void examine_dax(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i], *device = find_below(e->facts, i, DOCTOR_LAYER_DEVICE);
+	const struct doctor_layer *ns = find_below(e->facts, i, DOCTOR_LAYER_NAMESPACE);
+	const struct doctor_layer *file = l->parent >= 0 ? &e->facts->layers[l->parent] : NULL;
+	struct doctor_finding *n;
+
+	if (device && device->dax == 0) {
+		n = add(e, DOCTOR_NO_DAX, i);
+		say(n, "%s below it has no DAX, so its files go through the page cache", device->name);
+		if (ns && ns->ns->mode == NAMESPACE_MODE_RAW && !ns->region->read_only)
+			mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", ns->ns->name);
+		return;
+	}
+	if (l->block_size != 0 && l->block_size != e->facts->page_size) {
+		n = add(e, DOCTOR_BLOCK_SIZE, i);
+		say(n, "its blocks have %lu bytes, and DAX needs %lu: its files go through the page cache",
+		    l->block_size, e->facts->page_size);
+		mend(n, "mkfs.%s -b %s%lu /dev/%s (destroys what is on it)", l->fstype,
+		     strcmp(l->fstype, "xfs") == 0 ? "size=" : "", e->facts->page_size, device ? device->name : "...");
+		return;
+	}
+	if (has_option(l->options, "dax", "never")) {
+		n = add(e, DOCTOR_DAX_NEVER, i);
+		say(n, "it is mounted dax=never: its files go through the page cache");
+		mend(n, "umount %.100s && mount -o dax=always /dev/%.60s %.100s", l->name,
+		     device ? device->name : "...", l->name);
+	} else if (file && file->regular && file->dax == 0) {
+		n = add(e, DOCTOR_DAX_INODE, i);
+		say(n, "%s is not DAX, since it is not marked so and the filesystem is not mounted dax=always",
+		    file->name);
+		mend(n, "umount %.100s && mount -o dax=always /dev/%.60s %.100s", l->name,
+		     device ? device->name : "...", l->name);
+	}
+}
+
+static void examine_options(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+	struct doctor_finding *n;
+
+	if (has_option(l->options, "nobarrier", NULL) || has_option(l->options, "barrier", "0")) {
+		n = add(e, DOCTOR_NOBARRIER, i);
+		say(n, "it is mounted without barriers: fsync succeeds, and no flush reaches the host");
+		mend(n, "mount -o remount,barrier %s", l->name);
+	}
+	if (has_option(l->options, "emergency_ro", NULL) || has_option(l->options, "shutdown", NULL)) {
+		n = add(e, DOCTOR_SHUT_DOWN, i);
+		say(n, "it has been shut down after an error; what was stored since is not on it");
+		mend(n, "umount %.100s && fsck -t %s /dev/...", l->name, l->fstype);
+	} else if (has_option(l->options, "ro", NULL)) {
+		n = add(e, DOCTOR_READ_ONLY, i);
+		say(n, "it is read-only, so nothing flushes it");
+		mend(n, "mount -o remount,rw %s", l->name);
+	}
+}
+
+static void ordinary_storage(const struct examination *e, int i)
+{
+	struct doctor_finding *n = add(e, DOCTOR_ORDINARY_STORAGE, i);
+
+	say(n, "it is not on persistent memory: fsync decides, and the agent has no part in it");
+	mend(n, "pmemctl flush --fallback %.200s", e->facts->layers[i].name);
+}
+
+static void examine_filesystem(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+
+	if (!find_below(e->facts, i, DOCTOR_LAYER_REGION)) {
+		ordinary_storage(e, i);
+		return;
+	}
+	if (l->refusal == PMEM_AGENT_FILESYSTEM)
+		say(add(e, DOCTOR_FILESYSTEM_UNKNOWN, i), "the agent does not flush it: %s", l->refusal_detail);
+	examine_options(e, i);
+	examine_dax(e, i);
+}
+
+/* ---- devices ---- */
+
+static bool has_child(const struct doctor_facts *f, int i)
+{
+	for (unsigned int j = 0; j < f->n_layers; j++) {
+		if (f->layers[j].parent == i)
+			return true;
+	}
+	return false;
+}
+
+static int top_of(const struct doctor_facts *f, int i)
+{
+	while (f->layers[i].parent >= 0)
+		i = f->layers[i].parent;
+	return i;
+}
+
+static void examine_device(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+	int top = top_of(e->facts, i);
+	struct doctor_finding *n;
+
+	if (!find_below(e->facts, top, DOCTOR_LAYER_REGION)) {
+		if (top == i)
+			ordinary_storage(e, i);
+		return;
+	}
+	if (!has_child(e->facts, i))
+		say(add(e, DOCTOR_MIXED_STORAGE, i),
+		    "it is no persistent memory, and other parts of %s are: the agent does not flush such a mixture",
+		    e->facts->layers[top].name);
+	if (l->write_cache[0] && strcmp(l->write_cache, "write back") != 0) {
+		n = add(e, DOCTOR_WRITE_THROUGH, i);
+		say(n, "its queue is \"%s\": every fsync above it succeeds, and no flush reaches the host",
+		    l->write_cache);
+		mend(n, "echo \"write back\" > /sys/block/%s/queue/write_cache", l->name);
+	}
+}
+
+static void examine_namespace(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+	const struct region *r = l->region;
+	struct doctor_finding *n;
+
+	if (!l->ns->devnum) {
+		n = add(e, DOCTOR_NAMESPACE_DISABLED, i);
+		say(n, "it has no device");
+		mend(n, "ndctl enable-namespace %s", l->ns->name);
+		return;
+	}
+	if (l->ns->mode == NAMESPACE_MODE_SECTOR) {
+		n = add(e, r->kind == REGION_KIND_VIRTIO_PMEM ? DOCTOR_SECTOR_MODE_BROKEN : DOCTOR_SECTOR_MODE, i);
+		say(n, r->kind == REGION_KIND_VIRTIO_PMEM ? "it is in sector mode, which the kernel can't write on "
+							    "virtio-pmem: it stops with \"scheduling while atomic\""
+							  : "it is in sector mode, which has no DAX");
+		mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
+	}
+	if (l->ns->mode != NAMESPACE_MODE_DEVDAX || !r->asynchronous)
+		return;
+	if ((has_method(e->facts, r, REGION_METHOD_HOST) && !has_attestation(e->facts, r, "attested")) ||
+	    has_method(e->facts, r, REGION_METHOD_IMPOSSIBLE)) {
+		n = add(e, DOCTOR_DEVDAX_UNFLUSHED, i);
+		say(n, "it is device-dax, which this guest has no way to flush: nothing stored there is durable before "
+		       "the host flushes its file");
+		mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
+	}
+	n = add(e, DOCTOR_LIBPMEM2_GRANULARITY, i);
+	say(n,
+	    "the kernel grants MAP_SYNC on /dev/%s although the region is asynchronous: libpmem2 takes a CPU flush for "
+	    "enough, and pmem2_persist() makes nothing durable",
+	    l->ns->device);
+	mend(n, "link programs with libpmem-agent-pmem2, see pmem_agent_persist(3)");
+}
+
+/* ---- regions and hosts ---- */
+
+static void examine_papr(const struct examination *e, int i)
+{
+	const struct region *r = e->facts->layers[i].region;
+	struct doctor_finding *n;
+
+	if (!r->flush_required || !has_method(e->facts, r, REGION_METHOD_IMPOSSIBLE) || r->unarmed)
+		return;
+	if (r->deep_flush != 1) {
+		say(add(e, DOCTOR_DEEP_FLUSH_ABSENT, i),
+		    "its host must be asked to flush, and the kernel offers no deep_flush that would");
+		return;
+	}
+	n = add(e, DOCTOR_DEEP_FLUSH_CLOSED, i);
+	say(n, "its host must be asked to flush, and the agent may not write deep_flush");
+	mend(n, "udevadm control --reload && udevadm trigger %.180s", r->syspath);
+}
+
+static bool is_copy(const struct doctor_facts *f, const struct region *r)
+{
+	for (unsigned int i = 0; i < f->regions.n_regions; i++) {
+		const struct region *other = f->regions.regions[i];
+
+		if (other != r && strcmp(other->identity, r->identity) == 0 && region_can_flush(other))
+			return !region_can_flush(r);
+	}
+	return false;
+}
+
+static void examine_state(const struct examination *e, int i)
+{
+	const struct region *r = e->facts->layers[i].region;
+	const struct doctor_opinion *o = find_opinion(e->facts, r);
+	struct doctor_finding *n;
+
+	if (o && o->loss != 0) {
+		n = add(e, DOCTOR_LOST, i);
+		say(n, "it has lost stores (loss %" PRIu64 "), and nobody has acknowledged it: see pmem-agent-loss(7)",
+		    o->loss);
+		mend(n, "pmemctl acknowledge %s --loss=%" PRIu64 " (once the data has been made good)", r->name,
+		     o->loss);
+	}
+	if (o && o->state && strcmp(o->state, "stalled") == 0)
+		say(add(e, DOCTOR_STALLED, i), "its host has not answered a flush for a long time; look at the host");
+}
+
+static void examine_region(const struct examination *e, int i)
+{
+	const struct region *r = e->facts->layers[i].region;
+	struct doctor_finding *n;
+
+	if (r->kind == REGION_KIND_E820) {
+		n = add(e, DOCTOR_PLAIN_RAM, i);
+		say(n, "it is plain RAM that memmap= on the kernel's command line named persistent: nothing makes it "
+		       "durable");
+		mend(n, "give the machine a virtio-pmem or NVDIMM device instead");
+	}
+	if (r->kind == REGION_KIND_UNKNOWN)
+		say(add(e, DOCTOR_KIND_UNKNOWN, i), "nobody here knows how stores to it become durable (provider %s)",
+		    r->provider[0] ? r->provider : "not named");
+	if (r->unarmed) {
+		n = add(e, DOCTOR_UNARMED, i);
+		say(n, "a DIMM of it is not armed: its stores do not survive a loss of power");
+		mend(n, "on the host: -device nvdimm without unarmed=on, on a file that can be written");
+	} else if (r->read_only) {
+		n = add(e, DOCTOR_REGION_READ_ONLY, i);
+		say(n, "it is read-only: nothing can be stored there");
+		mend(n, "echo 0 > %.200s/read_only (if its device can be written)", r->syspath);
+	}
+	if (r->n_namespaces == 0 && r->kind != REGION_KIND_EMULATED) {
+		n = add(e, DOCTOR_NO_NAMESPACE, i);
+		say(n, "it has no namespace, so no device");
+		mend(n, "ndctl create-namespace -r %s -m fsdax", r->name);
+	}
+	if (r->kind == REGION_KIND_PAPR_SCM)
+		examine_papr(e, i);
+	if (is_copy(e->facts, r))
+		say(add(e, DOCTOR_COPY, i),
+		    "it has the UUID of another region, as copies of one image do, and is not flushed: take one away");
+	examine_state(e, i);
+}
+
+/* What backs the memory only the host can tell; on a bare machine a CPU flush needs nobody's word. */
+static void examine_host(const struct examination *e, int i)
+{
+	const struct doctor_layer *l = &e->facts->layers[i];
+	const struct region *r = l->region;
+	bool cpu_flush = has_method(e->facts, r, REGION_METHOD_CPU_FLUSH);
+
+	if (has_attestation(e->facts, r, "refused")) {
+		say(add(e, DOCTOR_REFUSED, i),
+		    "the host says that what backs %s can't keep stores; \"pmemctl list\" shows what it said", r->name);
+		return;
+	}
+	if (has_attestation(e->facts, r, "attested") || r->kind == REGION_KIND_EMULATED ||
+	    r->kind == REGION_KIND_E820 || r->unarmed)
+		return;
+	if (!l->name[0] && !r->asynchronous)
+		return;
+	if (strcmp(l->name, "xen") == 0 && r->kind == REGION_KIND_NFIT)
+		say(add(e, DOCTOR_XEN, i), "this is a guest of Xen, whose NFIT may stand for the host's page cache or "
+					   "RAM: a CPU flush is enough "
+					   "only if the host says so, and it doesn't");
+	else if (cpu_flush)
+		say(add(e, DOCTOR_UNATTESTED_CPU_FLUSH, i),
+		    "the host has not said what backs %s: with QEMU without pmem=on, with share=off, or in RAM, the "
+		    "kernel's \"synchronous\" is not true, and a CPU flush makes nothing durable",
+		    r->name);
+	else
+		say(add(e, DOCTOR_UNATTESTED, i),
+		    "the host has not said what backs %s: were it mapped private, each flush would succeed and nothing "
+		    "be kept",
+		    r->name);
+}
+
+void doctor_examine(const struct doctor_facts *f, struct doctor_report *ret)
+{
+	static void (*const examine[DOCTOR_N_LAYER_TYPES])(const struct examination *, int) = {
+		[DOCTOR_LAYER_FILE] = examine_file,     [DOCTOR_LAYER_FILESYSTEM] = examine_filesystem,
+		[DOCTOR_LAYER_DEVICE] = examine_device, [DOCTOR_LAYER_NAMESPACE] = examine_namespace,
+		[DOCTOR_LAYER_REGION] = examine_region, [DOCTOR_LAYER_HOST] = examine_host,
+	};
+	const struct examination e = { .facts = f, .report = ret };
+
+	*ret = (struct doctor_report){ .worst = DOCTOR_OK };
+	for (unsigned int i = 0; i < f->n_layers; i++)
+		examine[f->layers[i].type](&e, (int)i);
+	for (unsigned int i = 0; i < f->n_mappers; i++)
+		examine_mapper(&e, &f->mappers[i]);
+	examine_machine(&e);
+}
