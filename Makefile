@@ -83,7 +83,7 @@ $(build)/agent/ctl-run.o: cflags += -DPMEM_AGENT_LIBDIR='"$(libdir)"'
 
 $(build)/libagent.a: $(objects)
 	$(say) AR $@
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
 # What applications link. Only what its map names is seen from outside, of a static one too.
 $(lib-objects) $(preload-objects): cflags += -fPIC
@@ -95,7 +95,7 @@ $(build)/libpmem-agent-pmem2.so.0: needs = $(shell $(PKG_CONFIG) --libs libpmem2
 $(lib-names:%=$(build)/%.a):
 	$(say) AR $@
 	$(Q)$(LD) -r -o $(@:.a=-whole.o) $^ && $(OBJCOPY) --localize-hidden $(@:.a=-whole.o)
-	$(Q)rm -f $@ && ar rcs $@ $(@:.a=-whole.o) && rm -f $(@:.a=-whole.o)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(@:.a=-whole.o) && rm -f $(@:.a=-whole.o)
 
 $(lib-names:%=$(build)/%.so.0): $(build)/%.so.0: lib/%.map
 	$(say) LD $@
@@ -280,6 +280,14 @@ hostile: deps
 	$(Q)selftest/test-host $(build)/asan --hostile 60
 	$(Q)HOSTILE_SEC=60 $(build)/asan/test-hostile-guest
 
+# Built for ppc64el and tested by user emulation, and a pseries guest with papr_scm, whose kernel is built the first time.
+check-cross:
+	$(Q)selftest/ppc64el/build $(build) all tests
+	$(Q)$(run-tests) ppc64el pseries
+
+check-full: check
+	$(Q)$(MAKE) --no-print-directory check-cross
+
 # What `make check` does with real programs, for longer, and with two kernels.
 programs: deps
 	$(Q)$(MAKE) --no-print-directory tests
@@ -315,6 +323,8 @@ compile_commands.json: Makefile $(wildcard agent/*.c lib/*.c selftest/*.c)
 define help-text
 make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
+make check-cross           units for ppc64el, and a pseries guest with papr_scm (needs cross compilers)
+make check-full            check and check-cross
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
 make hostile               a host, and a guest, that mean the other side no good, a minute each
@@ -334,6 +344,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast soak hostile bench prove demo clean deps install uninstall format help programs
+.PHONY: all tests check check-fast check-cross check-full soak hostile bench prove demo clean deps install uninstall format help programs
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

@@ -66,16 +66,17 @@ def sources_list(suite):
 class Suite:
     """One suite, read with apt and a configuration of its own, so that the machine's stays as is."""
 
-    def __init__(self, cache, name):
-        self.name = name
-        self.dir = os.path.join(cache, "apt", name)
+    def __init__(self, cache, name, architecture="amd64"):
+        self.name, self.architecture = name, architecture
+        self.dir = os.path.join(cache, "apt", name if architecture == "amd64" else f"{name}-{architecture}")
         self.options = [
             "-q", "-oDir::Etc=" + self.dir, "-oDir::Etc::SourceParts=/dev/null",
             "-oDir::Etc::SourceList=" + os.path.join(self.dir, "sources.list"),
             "-oDir::State=" + os.path.join(self.dir, "state"),
             "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User=root",
             "-oDir::Cache=" + os.path.join(self.dir, "cache"),
-            "-oAPT::Architecture=amd64", "-oAcquire::Languages=none",
+            f"-oAPT::Architecture={architecture}", f"-oAPT::Architectures={architecture}",
+            "-oAcquire::Languages=none",
         ]
 
     def update(self):
@@ -83,7 +84,9 @@ class Suite:
                      "apt.conf.d"):
             os.makedirs(os.path.join(self.dir, part), exist_ok=True)
         with open(os.path.join(self.dir, "sources.list"), "w", encoding="ascii") as f:
-            f.write(sources_list(self.name))
+            lines = sources_list(self.name).splitlines(keepends=True)
+            # Once a release is old its updates are not built for all architectures: the release itself is enough.
+            f.writelines(l for l in lines if self.architecture == "amd64" or f" {self.name} " in l)
         call(["apt-get", *self.options, "update"])
 
     def depends(self, package):
@@ -94,6 +97,13 @@ class Suite:
 
     def download(self, packages, directory):
         call(["apt-get", *self.options, "download", *packages], cwd=directory)
+
+    def download_all(self, packages):
+        """These and what they depend on; the .deb files' names, in a directory that is emptied the next time."""
+        directory = os.path.join(self.dir, "cache/archives")
+        call(["apt-get", *self.options, "clean"])
+        call(["apt-get", *self.options, "-y", "--download-only", "--no-install-recommends", "install", *packages])
+        return sorted(glob.glob(os.path.join(directory, "*.deb")))
 
 
 def kernel_packages(cache, suite_name, directory):
