@@ -8,11 +8,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,14 +22,16 @@
 #include "exchange.h"
 #include "preload.h"
 
-#define N_LINES        16
+#define N_LINES        32
 #define MAX_RECONNECTS 16
 #define HIGH_FD        960 /* where no application expects its own, and select() still reaches */
 #define RETRY_NSEC     1000000
+#define MAX_WAITS      256 /* for a line; each ends with one that others may have taken by then */
 
 enum line_state { LINE_FREE, LINE_IDLE, LINE_BUSY };
 
 static struct preload_line lines[N_LINES];
+static uint32_t n_let_go, n_waiting; /* how often a line has been let go; who waits for that */
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 
 /*
@@ -73,6 +77,8 @@ static void inherit(void)
 			preload_line_close(&lines[i]);
 		lines[i].state = LINE_FREE;
 	}
+	n_waiting = 0;
+	preload_group_inherit();
 	preload_kept_inherit();
 }
 
@@ -98,7 +104,10 @@ static bool claim_state(struct preload_line *line, uint32_t state)
 
 static void let_go(struct preload_line *line, enum line_state state)
 {
-	__atomic_store_n(&line->state, state, __ATOMIC_RELEASE);
+	__atomic_store_n(&line->state, state, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&n_let_go, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&n_waiting, __ATOMIC_SEQ_CST))
+		syscall(SYS_futex, &n_let_go, FUTEX_WAKE_PRIVATE, 1);
 }
 
 static void sleep_a_little(void)
@@ -128,30 +137,55 @@ int preload_line_connect(struct preload_line *line)
 	return 0;
 }
 
-/* A line to be used by nobody else, connected: one of `lines`, or `own`. 0 or a negative errno. */
-static int claim(struct preload_line *own, struct preload_line **ret)
+/* One of `lines`, to be used by nobody else; NULL: all are in use. */
+static struct preload_line *take_line(void)
 {
-	bool ours = preload_is_own_process();
-	struct preload_line *line = own;
-	int r;
-
-	for (unsigned int i = 0; ours && i < N_LINES; i++) {
+	for (unsigned int i = 0; i < N_LINES; i++) {
 		if (!claim_state(&lines[i], LINE_IDLE))
 			continue;
-		if (preload_line_is_ours(&lines[i])) {
-			*ret = &lines[i];
-			return 0;
-		}
+		if (preload_line_is_ours(&lines[i]))
+			return &lines[i];
 		/* The application has closed it; whatever has its number now is not ours. */
 		let_go(&lines[i], LINE_FREE);
 	}
-	for (unsigned int i = 0; ours && line == own && i < N_LINES; i++)
-		if (claim_state(&lines[i], LINE_FREE))
-			line = &lines[i];
-	r = preload_line_connect(line);
-	if (r < 0 && line != own)
+	for (unsigned int i = 0; i < N_LINES; i++)
+		if (claim_state(&lines[i], LINE_FREE)) {
+			lines[i].fd = -1;
+			return &lines[i];
+		}
+	return NULL;
+}
+
+/* The same, once others have let one go; but not for ever, they may be what a signal handler has interrupted. */
+static struct preload_line *wait_for_line(void)
+{
+	const struct timespec wait = { .tv_sec = PRELOAD_MAX_WAIT_SEC };
+	struct preload_line *line = NULL;
+
+	__atomic_fetch_add(&n_waiting, 1, __ATOMIC_SEQ_CST);
+	for (unsigned int i = 0; i < MAX_WAITS; i++) {
+		uint32_t seen = __atomic_load_n(&n_let_go, __ATOMIC_SEQ_CST);
+
+		line = take_line();
+		if (line ||
+		    (syscall(SYS_futex, &n_let_go, FUTEX_WAIT_PRIVATE, seen, &wait, NULL, 0) < 0 && errno == ETIMEDOUT))
+			break;
+	}
+	__atomic_fetch_sub(&n_waiting, 1, __ATOMIC_SEQ_CST);
+	return line;
+}
+
+/* `line`, or if that is NULL, `own`; connected. 0 or a negative errno. */
+static int connect_either(struct preload_line *line, struct preload_line *own, struct preload_line **ret)
+{
+	int r;
+
+	*ret = line ?: own;
+	if (line && line->fd >= 0)
+		return 0;
+	r = preload_line_connect(*ret);
+	if (r < 0 && line)
 		let_go(line, LINE_FREE);
-	*ret = line;
 	return r;
 }
 
@@ -176,13 +210,13 @@ static bool is_same(int fd, const struct preload_file *file)
 }
 
 /* Sends it to whichever agent takes it. 0 or a negative errno: nobody has got it. */
-static int deliver(const struct pmem_agent_request *request, int fd, struct preload_line *own,
-		   struct preload_line **ret)
+static int deliver(const struct pmem_agent_request *request, int fd, struct preload_line *line,
+		   struct preload_line *own, struct preload_line **ret)
 {
 	int r = -ECONNRESET;
 
 	for (unsigned int i = 0; i < MAX_RECONNECTS; i++) {
-		r = claim(own, ret);
+		r = connect_either(line, own, ret);
 		if (r < 0)
 			return r;
 		while ((r = exchange_send((*ret)->fd, request, fd)) == -EAGAIN)
@@ -192,7 +226,10 @@ static int deliver(const struct pmem_agent_request *request, int fd, struct prel
 		give_back(*ret, own, !exchange_is_undelivered(r));
 		if (!exchange_is_undelivered(r))
 			return r;
+		line = preload_is_own_process() ? take_line() : NULL;
 	}
+	if (line)
+		let_go(line, line->fd < 0 ? LINE_FREE : LINE_IDLE);
 	return r;
 }
 
@@ -210,14 +247,15 @@ static bool receive(const struct preload_line *line, struct pmem_agent_reply *re
 	return true;
 }
 
-/* One request and what it is answered; `ret_reply` and `ret_verdict` with PRELOAD_TOLD. */
+/* One request over `line`; NULL: over a connection of its own. `ret_reply` and `ret_verdict` with PRELOAD_TOLD. */
 static enum preload_outcome exchange(const struct pmem_agent_request *request, int fd, const struct preload_file *file,
-				     struct pmem_agent_reply *ret_reply, struct exchange_verdict *ret_verdict)
+				     struct preload_line *line, struct pmem_agent_reply *ret_reply,
+				     struct exchange_verdict *ret_verdict)
 {
-	struct preload_line own = { .fd = -1 }, *line;
+	struct preload_line own = { .fd = -1 };
 	bool same;
 
-	if (deliver(request, fd, &own, &line) < 0)
+	if (deliver(request, fd, line, &own, &line) < 0)
 		return PRELOAD_UNASKED;
 	same = request->kept || is_same(fd, file);
 	if (!receive(line, ret_reply, ret_verdict)) {
@@ -228,8 +266,8 @@ static enum preload_outcome exchange(const struct pmem_agent_request *request, i
 	return same ? PRELOAD_TOLD : PRELOAD_CHANGED;
 }
 
-enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
-				 struct preload_reply *ret)
+static enum preload_outcome ask(struct preload_line *line, struct preload_handle h, enum pmem_agent_scope scope,
+				const struct preload_file *file, struct preload_reply *ret)
 {
 	const struct pmem_agent_request request = {
 		.version = PMEM_AGENT_WIRE_VERSION,
@@ -240,7 +278,7 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 	};
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
-	enum preload_outcome outcome = exchange(&request, h.fd, file, &reply, &v);
+	enum preload_outcome outcome = exchange(&request, h.fd, file, line, &reply, &v);
 
 	if (outcome != PRELOAD_TOLD)
 		return outcome;
@@ -255,6 +293,34 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 	return PRELOAD_TOLD;
 }
 
+enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
+				 struct preload_reply *ret)
+{
+	const struct preload_question question = {
+		.device = file->device,
+		.inode = file->inode,
+		.kept = h.kept,
+		.fd = h.fd,
+		.scope = scope,
+	};
+	bool ours = preload_is_own_process();
+	struct preload_line *line = ours ? take_line() : NULL;
+	enum preload_outcome outcome;
+	uint32_t group = 0;
+
+	*ret = (struct preload_reply){ .answer = PMEM_AGENT_UNKNOWN };
+	if (ours && !line) {
+		if (preload_group_join(&question, &outcome, ret))
+			return outcome;
+		group = preload_group_open(&question);
+		line = wait_for_line();
+		preload_group_close(group);
+	}
+	outcome = ask(line, h, scope, file, ret);
+	preload_group_tell(group, outcome, ret);
+	return outcome;
+}
+
 bool preload_tell(struct preload_handle h, const struct preload_file *file)
 {
 	const struct pmem_agent_request request = {
@@ -264,8 +330,9 @@ bool preload_tell(struct preload_handle h, const struct preload_file *file)
 	};
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
+	struct preload_line *line = h.fd >= 0 && preload_is_own_process() ? take_line() : NULL;
 
 	/* Whatever it has to say of it, if it is an answer to that. */
-	return h.fd >= 0 && exchange(&request, h.fd, file, &reply, &v) == PRELOAD_TOLD && v.concern == EXCHANGE_ONE &&
-	       reply.type == PMEM_AGENT_PACKET_REPORT;
+	return h.fd >= 0 && exchange(&request, h.fd, file, line, &reply, &v) == PRELOAD_TOLD &&
+	       v.concern == EXCHANGE_ONE && reply.type == PMEM_AGENT_PACKET_REPORT;
 }

@@ -7,12 +7,14 @@
  *   preload-close.c   those that close descriptors, and what is remembered of descriptors by their numbers
  *   preload-agent.c   connections, and one request over one of them
  *   preload-kept.c    descriptors that the agent keeps for mappings whose own have been closed
+ *   preload-group.c   threads that share one request
  *   preload-device.c  which files concern us, and what has failed on them
  *   preload-page.c    the pages of regions: what was lost, also without the agent
  *   preload-map.c     which files lie below an address range
  *
  * All of this may run in a signal handler and in a child of vfork(), which shares our memory and not our descriptors.
  * So there is no lock and no malloc; tables are of fixed size, and what is in them is checked before it is relied on.
+ * Other threads may be waited for, but not for ever: a signal handler may be what keeps them.
  */
 #pragma once
 
@@ -206,6 +208,28 @@ bool preload_fd_is_ordinary(int fd, uint32_t second);
 
 /* `fd` is closed, or becomes something else. */
 void preload_fd_closing(int fd);
+
+/* ---- preload-group.c ---- */
+
+#define PRELOAD_MAX_WAIT_SEC 1 /* for other threads */
+
+/* All of it: what is padding in a structure is compared too. */
+struct preload_question {
+	uint64_t device, inode, kept;
+	int32_t fd;
+	uint32_t scope;
+};
+
+/* For a process of its own: nobody of its parent's will come. */
+void preload_group_inherit(void);
+
+/* Its number, 0: there is one already. It can be joined until it is closed, and must be told. */
+uint32_t preload_group_open(const struct preload_question *q);
+void preload_group_close(uint32_t number);
+void preload_group_tell(uint32_t number, enum preload_outcome outcome, const struct preload_reply *reply);
+
+/* What a group with the same question is told. False: there is none, or it isn't told in time. */
+bool preload_group_join(const struct preload_question *q, enum preload_outcome *ret_outcome, struct preload_reply *ret);
 
 /* ---- preload-map.c ---- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bench-dax: preloaded after libpmem-agent-preload, the file BENCH_DAX looks as if it lay on DAX of an asynchronous region
+ * bench-dax: preloaded after libpmem-agent-preload, the file BENCH_DAX looks as if it lay on DAX of an asynchronous
+ * region
  *
  * So what the library does for such files can be watched without any: the agent takes the file for an emulated region,
  * and flushes it. By itself the library would know that, and make the real call as well.

@@ -63,7 +63,7 @@ static struct shared {
 		int error;
 	} group;
 	struct caller callers[MAX_CALLERS];
-} *shared;
+} * shared;
 
 /* ---- the ways ---- */
 
@@ -276,7 +276,8 @@ static void report(uint64_t took)
 		n += callers[i].n_samples;
 	}
 	qsort(all, n, sizeof(*all), compare);
-	printf("{\"callers\": %u, \"requests\": %zu, \"failures\": %u, \"usec\": %" PRIu64 ", \"p50\": %u, \"p99\": %u}\n",
+	printf("{\"callers\": %u, \"requests\": %zu, \"failures\": %u, \"usec\": %" PRIu64
+	       ", \"p50\": %u, \"p99\": %u}\n",
 	       bench.n, n, shared->failures, took, all[n / 2], all[n - 1 - n / 100]);
 	free(all);
 }
@@ -287,7 +288,8 @@ int main(int argc, char **argv)
 	int r;
 
 	if (argc != 6 || !find_way(argv[1])) {
-		fprintf(stderr, "usage: bench-flush plain|ideal|socket|dbus region|file|msync CALLERS[p] SECONDS FILE\n");
+		fprintf(stderr,
+			"usage: bench-flush plain|ideal|socket|dbus region|file|msync CALLERS[p] SECONDS FILE\n");
 		return 2;
 	}
 	bench.mode = argv[1];

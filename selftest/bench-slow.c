@@ -32,7 +32,7 @@ static struct shared {
 	uint64_t count;
 	pthread_mutex_t disk;
 	uint32_t ready;
-} *shared;
+} * shared;
 
 static void share(int fd)
 {
