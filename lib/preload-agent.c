@@ -24,7 +24,6 @@
 
 #define N_LINES        32
 #define MAX_RECONNECTS 16
-#define HIGH_FD        960 /* where no application expects its own, and select() still reaches */
 #define RETRY_NSEC     1000000
 #define MAX_WAITS      256 /* for a line; each ends with one that others may have taken by then */
 
@@ -79,6 +78,7 @@ static void inherit(void)
 	}
 	n_waiting = 0;
 	preload_group_inherit();
+	preload_map_inherit();
 	preload_kept_inherit();
 }
 
@@ -127,7 +127,7 @@ int preload_line_connect(struct preload_line *line)
 		sleep_a_little();
 	if (fd < 0)
 		return fd;
-	high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
+	high = fcntl(fd, F_DUPFD_CLOEXEC, PRELOAD_HIGH_FD);
 	if (high >= 0) {
 		preload_close(fd);
 		fd = high;

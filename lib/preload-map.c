@@ -68,7 +68,8 @@ static void hold(int fd, const struct preload_file *file)
 static bool stands_for(int fd, uint64_t device, uint64_t inode, struct preload_file *ret)
 {
 	preload_classify(fd, false, ret);
-	return ret->device == device && ret->inode == inode && !(fcntl(fd, F_GETFL) & O_PATH);
+	return ret->device == device && ret->inode == inode &&
+	       (ret->kind != PRELOAD_NONE || !(fcntl(fd, F_GETFL) & O_PATH));
 }
 
 void preload_map_note(int fd, uintptr_t start, uintptr_t end)
@@ -153,16 +154,81 @@ struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, s
 
 /* ---- mappings ---- */
 
-int preload_map_open(struct preload_map *map)
+/* Of this process, kept open where it can be asked for an address: that needs no place in it. */
+static struct {
+	uint32_t state; /* enum kept_state */
+	int fd;
+	uint64_t device, inode; /* whether the number is still ours */
+} kept;
+
+enum kept_state { KEPT_NONE, KEPT_CHANGING, KEPT };
+
+/* Its descriptor, or -1. */
+static int get_kept(void)
+{
+	int fd = PRELOAD_PEEK(kept.fd);
+	struct stat st;
+
+	return __atomic_load_n(&kept.state, __ATOMIC_ACQUIRE) == KEPT && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+		       st.st_ino == PRELOAD_PEEK(kept.inode) && st.st_dev == PRELOAD_PEEK(kept.device)
+		   ? fd
+		   : -1;
+}
+
+/* Those of its parent are another process's. */
+void preload_map_inherit(void)
+{
+	int fd = get_kept();
+
+	if (fd >= 0)
+		preload_close(fd);
+	__atomic_store_n(&kept.state, KEPT_NONE, __ATOMIC_RELEASE);
+}
+
+static bool change_kept(enum kept_state from, enum kept_state to)
+{
+	uint32_t before = from;
+
+	return __atomic_compare_exchange_n(&kept.state, &before, to, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* Where no application expects its own; there or nowhere. */
+static void keep(int fd)
+{
+	struct stat st;
+	int high = fstat(fd, &st) == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, PRELOAD_HIGH_FD) : -1;
+
+	PRELOAD_POKE(kept.fd, high);
+	PRELOAD_POKE(kept.device, high >= 0 ? st.st_dev : 0);
+	PRELOAD_POKE(kept.inode, high >= 0 ? st.st_ino : 0);
+	__atomic_store_n(&kept.state, high >= 0 ? KEPT : KEPT_NONE, __ATOMIC_RELEASE);
+}
+
+static int open_maps(struct preload_map *map)
 {
 	map->fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-	map->text = false;
-	map->at = map->n = 0;
+	map->is_kept = false;
 	return map->fd < 0 ? -errno : 0;
+}
+
+int preload_map_open(struct preload_map *map)
+{
+	map->text = map->asked = false;
+	map->at = map->n = 0;
+	map->is_own = preload_is_own_process();
+	map->fd = map->is_own ? get_kept() : -1;
+	map->is_kept = map->fd >= 0;
+	return map->is_kept ? 0 : open_maps(map);
 }
 
 void preload_map_close(struct preload_map *map)
 {
+	if (map->is_kept)
+		return;
+	/* The application may have closed the one before. */
+	if (map->asked && map->is_own &&
+	    (change_kept(KEPT_NONE, KEPT_CHANGING) || (get_kept() < 0 && change_kept(KEPT, KEPT_CHANGING))))
+		keep(map->fd);
 	preload_close(map->fd);
 }
 
@@ -245,6 +311,14 @@ int preload_map_next(struct preload_map *map, uintptr_t address, struct preload_
 
 	if (!map->text) {
 		r = query(map, address, ret);
+		/* Somebody has just put another in its place. */
+		if (r == -EBADF || (map->is_kept && r < 0)) {
+			r = open_maps(map);
+			if (r < 0)
+				return r;
+			r = query(map, address, ret);
+		}
+		map->asked = r >= 0;
 		if (r != -ENOTTY && r != -EINVAL)
 			return r;
 		map->text = true;

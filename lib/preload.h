@@ -134,6 +134,8 @@ bool preload_page_any_is_lost(const char *directory, bool emulated, bool settle)
 
 /* ---- preload-agent.c ---- */
 
+#define PRELOAD_HIGH_FD 960 /* where no application expects its own, and select() still reaches */
+
 void preload_agent_init(void);
 
 /* Whether what is remembered of descriptors is of this process: not in a child of vfork(). */
@@ -248,7 +250,9 @@ struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, s
 /* Shared mappings of files, in the order of their addresses. */
 struct preload_map {
 	int fd;
-	bool text; /* the kernel has no PROCMAP_QUERY */
+	bool text;  /* the kernel has no PROCMAP_QUERY */
+	bool asked; /* it has it */
+	bool is_own, is_kept;
 	size_t at, n;
 	char buffer[512];
 };
@@ -258,6 +262,9 @@ struct preload_mapping {
 	bool shared;
 	uint64_t device, inode;
 };
+
+/* In a child of fork(). */
+void preload_map_inherit(void);
 
 /* 0 or a negative errno. */
 int preload_map_open(struct preload_map *map);

@@ -174,6 +174,18 @@ static int call_libpmem(const char *name, void *address, size_t size)
 	return 0;
 }
 
+/* The parent ends as the child does. */
+static int go_on_in_child(void)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid <= 0)
+		return pid;
+	waitpid(pid, &status, 0);
+	_exit(status);
+}
+
 /* What it does with `path`, one word a time, each with a line. */
 static int do_words(const char *path, char **words)
 {
@@ -205,6 +217,12 @@ static int do_words(const char *path, char **words)
 			r = (p = mremap(p, size, 2 * size, MREMAP_MAYMOVE)) == MAP_FAILED ? -1 : ((size *= 2), 0);
 		else if (strcmp(word, "cover") == 0)
 			r = mmap(p, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p ? 0 : -1;
+		else if (strcmp(word, "elsewhere") == 0)
+			r = (p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED ? -1 : 0;
+		else if (strcmp(word, "fork") == 0)
+			r = go_on_in_child();
+		else if (strcmp(word, "close960") == 0)
+			r = close_range(960, ~0U, 0);
 		else if (strcmp(word, "chroot") == 0)
 			r = chroot("/proc/self/fdinfo");
 		else if (strncmp(word, "pmem_", 5) == 0)
@@ -333,6 +351,22 @@ static void wait_for_kept(unsigned int n)
 }
 
 /* Where the application has closed it the agent has one, until nothing is mapped of it any more. */
+/* What has been looked up and kept open is a process's own, and the application may close it. */
+static void test_kept_open(void **state)
+{
+	static const char *const what[] = { "fork", "close960" };
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(what); i++) {
+		uint64_t before = rounds();
+		struct program p;
+
+		start_program(&p, true, WORDS("msync", "msync", what[i], "elsewhere", "msync", "msync"));
+		assert_words(&p, 6, " 0 0");
+		end_program(&p);
+		assert_int_equal(rounds(), before + 4);
+	}
+}
+
 static void test_no_descriptor(void **state)
 {
 	static const char *const closes[] = { "close", "fclose" };
@@ -812,6 +846,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_ordinary_file),
 		cmocka_unit_test(test_file_of_region),
 		cmocka_unit_test(test_each_call_is_a_flush),
+		cmocka_unit_test(test_kept_open),
 		cmocka_unit_test(test_no_descriptor),
 		cmocka_unit_test(test_keeper_dies),
 		cmocka_unit_test(test_libpmem),
