@@ -21,7 +21,8 @@ from util import VmError, background, compile_c, say, tail
 
 SKIPPED = 77
 BOOT_LIMIT = 180            # seconds; a slow one takes 30
-RESETS_PER_REBOOT = 3       # Linux tries several ways to reset a PC; one more is a guest that can't boot
+RESETS_PER_REBOOT = 8       # Linux tries several ways to reset a PC, each more than once; more is a guest that can't boot
+BOOTS = 3                   # without KVM, Linux 7.2 now and then oopses while it patches its own text, before init
 
 
 class Session:
@@ -164,8 +165,7 @@ class Session:
     def _wake(self):
         background(self.machine.qmp.command("system_wakeup"))
 
-    async def ready(self):
-        """The guest is up, in whatever way it comes up; the regions have the modes asked for."""
+    async def _come_up(self):
         if self.off.is_set():
             await self._restore_durable()
             await self.power_on()
@@ -179,6 +179,15 @@ class Session:
                 task.cancel()
             if not done or self.port.up.is_set() or self.off.is_set():
                 break
+
+    async def ready(self):
+        """The guest is up, in whatever way it comes up; the regions have the modes asked for."""
+        await self._come_up()
+        for _ in range(BOOTS - 1):
+            if not self.off.is_set() or "Oops: int3" not in tail(self.console, 200):
+                break
+            say("the guest's kernel oopsed before it was up: once more")
+            await self._come_up()
         if not self.port.up.is_set():
             raise VmError(f"the guest did not come up; its console ends with\n{self.last_words()}")
         wishes = [r.setup() if not self.set_up and not r.hotplugged else f"{r.address:#x}:as-is"
