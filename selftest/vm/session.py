@@ -21,6 +21,7 @@ from util import VmError, background, compile_c, say, tail
 
 SKIPPED = 77
 BOOT_LIMIT = 180            # seconds; a slow one takes 30
+NUDGE = 45                  # seconds; see Session._nudge()
 RESETS_PER_REBOOT = 8       # Linux tries several ways to reset a PC, each more than once; more is a guest that can't boot
 BOOTS = 3                   # without KVM, Linux 7.2 now and then oopses while it patches its own text, before init
 
@@ -165,6 +166,12 @@ class Session:
     def _wake(self):
         background(self.machine.qmp.command("system_wakeup"))
 
+    async def _nudge(self):
+        """Without KVM, a CPU of QEMU's may sleep on though another has woken it; whatever stops them wakes all."""
+        say("the guest is not up yet: stopped for a moment, and let go on")
+        for command in ("stop", "cont"):
+            await self.machine.qmp.command(command)
+
     async def _come_up(self):
         if self.off.is_set():
             await self._restore_durable()
@@ -173,8 +180,11 @@ class Session:
             self.went_down.clear()
             up = background(self.port.up.wait())
             down = background(self.went_down.wait())
-            done, waiting = await asyncio.wait({up, down}, timeout=BOOT_LIMIT,
-                                               return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(BOOT_LIMIT // NUDGE):
+                done, waiting = await asyncio.wait({up, down}, timeout=NUDGE, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    break
+                await self._nudge()
             for task in waiting:
                 task.cancel()
             if not done or self.port.up.is_set() or self.off.is_set():
