@@ -62,6 +62,14 @@ static void wait_for_ask(unsigned int n)
 	assert_int_equal(host.n_asked, n);
 }
 
+/* A host serves, and has been asked for the first flush. */
+static void serve_and_ask(struct answer_of *a)
+{
+	serve();
+	ask(a);
+	wait_for_ask(1);
+}
+
 /* ---- a confirmation ---- */
 
 static void test_confirmed(void **state)
@@ -69,9 +77,7 @@ static void test_confirmed(void **state)
 	struct answer_of a;
 
 	start_confirming();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_true(host.confirm);
 	settle();
 	assert_false(a.told);
@@ -111,9 +117,7 @@ static void test_no_answer(void **state)
 
 	start_confirming();
 	manager->conf->stall_usec = 100 * USEC_PER_MSEC;
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_answer(&a, PMEM_AGENT_UNKNOWN);
 	/* It comes too late. */
 	assert_false(manager_host_flushed(emu0(), host.number, 0, ""));
@@ -128,9 +132,7 @@ static void test_error(void **state)
 	struct answer_of a;
 
 	start_confirming();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_true(manager_host_flushed(emu0(), host.number, EIO, "disk"));
 	assert_answer(&a, PMEM_AGENT_LOST);
 	assert_int_equal(status().loss.origin, FLUSH_ORIGIN_HOST);
@@ -143,9 +145,7 @@ static void test_not_made(void **state)
 	struct answer_of a;
 
 	start_confirming();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_true(manager_host_flushed(emu0(), host.number, EOPNOTSUPP, ""));
 	assert_answer(&a, PMEM_AGENT_UNKNOWN);
 	assert_false(pmem_agent_page_lost(page));
@@ -177,9 +177,7 @@ static void test_next_host(void **state)
 	uint64_t first;
 
 	start_confirming();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	first = host.number;
 	manager_forget_host(manager);
 	assert_int_equal(manager_new_instance(manager), 0);
@@ -201,9 +199,7 @@ static void test_worker_dies_meanwhile(void **state)
 	struct answer_of a;
 
 	start_confirming();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	kill((pid_t)page->worker.pid, SIGKILL);
 	while (emu0()->worker)
 		turn();
@@ -221,9 +217,7 @@ static void test_by_host(void **state)
 
 	start_by_host();
 	assert_refused(PMEM_AGENT_IMPOSSIBLE);
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_false(host.confirm);
 	assert_true(page->worker.started == 1 && page->worker.done == 0);
 	assert_true(manager_host_flushed(emu0(), host.number, 0, ""));
@@ -239,9 +233,7 @@ static void test_by_host_error(void **state)
 	struct answer_of a;
 
 	start_by_host();
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	assert_true(manager_host_flushed(emu0(), host.number, EIO, ""));
 	assert_answer(&a, PMEM_AGENT_LOST);
 	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
@@ -255,9 +247,7 @@ static void test_by_host_stalled(void **state)
 
 	start_by_host();
 	manager->conf->stall_usec = 100 * USEC_PER_MSEC;
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	while (status().state != FLUSH_STALLED)
 		turn();
 	settle();
@@ -274,9 +264,7 @@ static void test_by_host_left(void **state)
 
 	start_by_host();
 	manager->conf->stall_usec = 100 * USEC_PER_MSEC;
-	serve();
-	ask(&a);
-	wait_for_ask(1);
+	serve_and_ask(&a);
 	manager_forget_host(manager);
 	settle();
 	assert_false(a.told);
