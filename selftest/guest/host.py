@@ -264,8 +264,8 @@ def ms(values):
     return f"p50 {statistics.median(values) * 1e3:.1f}, max {max(values) * 1e3:.1f} ms"
 
 
-def test_times():
-    agent = GuestAgent()
+def test_times(agent):
+    """Returns how long a way over the port takes."""
     measure(agent, 0)
     frozen, queried, flushed = zip(*[measure(agent, i) for i in range(TURNS)])
     # Whoever asks it over its port waits for two more answers to cross that: a query's way is one.
@@ -276,7 +276,10 @@ def test_times():
             f"a flush that the host demands {ms(took)}")
     check("a flush that the host demands takes at most half of freeze and thaw",
           statistics.median(took) <= statistics.median(freeze) / 2)
+    return crossing
 
+
+def test_stalls(agent, crossing):
     # What else goes on in the guest holds a writer up, too: nothing does, while the test host asks by itself.
     with open("/tmp/stalls", "w+") as log:
         writer = subprocess.Popen([sys.executable, "-c", WRITER, MOUNT + "/written", str(os.getpid())], stdout=log)
@@ -288,7 +291,6 @@ def test_times():
         writer.wait()
         log.seek(0)
         stalls = [tuple(map(float, line.split())) for line in log.read().splitlines()[1:]]
-    agent.end()
     window = max(end - began + 2 * crossing for began, end in frozen)
     noise, held = (longest(stalls, phases[name][0]) for name in ("query", "flush"))
     comment(f"beside a writer freeze and thaw take {ms([e - b for b, e in frozen])}, and hold it up "
@@ -304,7 +306,11 @@ def main():
     run("mount", "-o", "dax=always", vm("dev", "r0"), MOUNT)
     run("udevadm", "settle")
     if "times" in sys.argv:
-        test_times()
+        agent = GuestAgent()
+        crossing = test_times(agent)
+        if "stalls" in sys.argv:
+            test_stalls(agent, crossing)
+        agent.end()
         finish()
     region, address = agent_region("r0")
     host, greeting = connect()
