@@ -364,7 +364,7 @@ static int call_flush(struct bus_call *call, int fd, enum mount_scope scope, cha
 		return r;
 	if (fd >= 0) {
 		copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-		r = copy < 0 ? -errno : manager_flush_fd(m, copy, scope, caller, done, owner, request, detail);
+		r = copy < 0 ? -errno : manager_flush_fd(m, copy, NULL, scope, caller, done, owner, request, detail);
 	} else if (call->path) {
 		r = manager_flush_path(m, call->path, caller, done, owner, request, detail);
 	} else {

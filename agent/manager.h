@@ -194,18 +194,19 @@ int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const st
  * A flush of `fd`, which is consumed, has failed with EIO, says the caller, who made it while no agent could be asked.
  * It is a loss of the regions below, unless they have one already, or the witness is there to tell: then who is not
  * root is not believed, or any user could stop all others. 0, or an answer with `detail`: there is no such region; or a
- * negative errno.
+ * negative errno, as manager_flush_fd() has it.
  */
-int manager_report_fd(struct manager *m, int fd, const struct flush_caller *caller,
+int manager_report_fd(struct manager *m, int fd, const struct mount_file *expected, const struct flush_caller *caller,
 		      char detail[static MOUNT_DETAIL_MAX]);
 
 /*
  * Flush what the descriptor stands for (`fd` is consumed), what is mounted at `path`, or a region. 0: `done` will be
  * called. Positive: the answer is known already, with `detail`. Negative: an errno. `caller` NULL: who asks is not
- * known yet, and the request waits for request_admit().
+ * known yet, and the request waits for request_admit(). -ESTALE: `fd` is not `expected`; NULL: it may be anything.
  */
-int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
-		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
+int manager_flush_fd(struct manager *m, int fd, const struct mount_file *expected, enum mount_scope scope,
+		     const struct flush_caller *caller, request_done_t done, void *userdata, struct request **ret,
+		     char detail[static MOUNT_DETAIL_MAX]);
 int manager_flush_path(struct manager *m, const char *path, const struct flush_caller *caller, request_done_t done,
 		       void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX]);
 int manager_flush_region(struct manager *m, struct manager_region *mr, const struct flush_caller *caller,

@@ -18,10 +18,11 @@ DEFINE_CLEANUP(struct mount_cache *, mount_cache_free)
 
 /*
  * As mount_resolve_fd(), from memory where no mount has changed since and nobody called mount_cache_forget(). That is
- * good enough to tell whose worker is to be asked, which checks it again, and for nothing else.
+ * good enough to tell whose worker is to be asked, which checks it again, and for nothing else. -ESTALE: it is not
+ * `expected`; NULL: it may be anything.
  */
-int mount_cache_resolve_fd(struct mount_cache *c, int fd, enum mount_scope scope, struct target *ret,
-			   char detail[static MOUNT_DETAIL_MAX]);
+int mount_cache_resolve_fd(struct mount_cache *c, int fd, const struct mount_file *expected, enum mount_scope scope,
+			   struct target *ret, char detail[static MOUNT_DETAIL_MAX]);
 
 /* As mount_resolve_path(), likewise. */
 int mount_cache_resolve_path(struct mount_cache *c, const char *path, struct target *ret,

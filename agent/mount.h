@@ -42,6 +42,11 @@ enum mount_scope {
 	MOUNT_SCOPE_REGION,
 };
 
+/* What fstat() says of a descriptor, whatever it is of: st_dev and st_ino. */
+struct mount_file {
+	uint64_t device, inode;
+};
+
 /*
  * The target that `fd` stands for. 0; negative: errno; positive: an answer, with the reason in `detail`: a phrase that
  * names the culprit and what mends it.

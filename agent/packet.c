@@ -51,19 +51,12 @@ int packet_receive(int fd, struct packet *ret)
 	return n > 0 || msg.msg_controllen > 0;
 }
 
-static bool is_zero(const uint64_t *words, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (words[i] != 0)
-			return false;
-	return true;
-}
-
 int packet_check(const struct packet *p, char *detail, size_t size)
 {
 	const struct pmem_agent_request *r = &p->request;
 	bool keep = r->type == PMEM_AGENT_PACKET_KEEP, report = r->type == PMEM_AGENT_PACKET_REPORT;
-	bool by_number = r->type == PMEM_AGENT_PACKET_FLUSH && r->kept != 0;
+	bool flush = r->type == PMEM_AGENT_PACKET_FLUSH, by_number = flush && r->kept != 0;
+	bool expects = r->device != 0 || r->inode != 0;
 
 	/* The version first: others may have packets of another size. */
 	if (p->size >= sizeof(r->version) && r->version != PMEM_AGENT_WIRE_VERSION)
@@ -71,7 +64,7 @@ int packet_check(const struct packet *p, char *detail, size_t size)
 			 PMEM_AGENT_WIRE_VERSION);
 	else if (p->size != sizeof(*r))
 		snprintf(detail, size, "a packet of %zu bytes; a request has %zu", p->size, sizeof(*r));
-	else if (r->type != PMEM_AGENT_PACKET_FLUSH && r->type != PMEM_AGENT_PACKET_QUERY && !keep && !report)
+	else if (!flush && r->type != PMEM_AGENT_PACKET_QUERY && !keep && !report)
 		snprintf(detail, size, "a packet of unknown type %u", r->type);
 	else if (r->scope >= PMEM_AGENT_N_SCOPES)
 		snprintf(detail, size, "unknown scope %u", r->scope);
@@ -81,8 +74,8 @@ int packet_check(const struct packet *p, char *detail, size_t size)
 		snprintf(detail, size, "a failure is reported without a scope or timeout");
 	else if (keep && (r->scope != PMEM_AGENT_SCOPE_AUTO || r->timeout_usec != 0 || r->id == 0))
 		snprintf(detail, size, "a descriptor is kept without a scope or timeout, and by a number that isn't 0");
-	else if (r->flags != 0 || (r->kept != 0 && !by_number) || !is_zero(r->reserved, ARRAY_SIZE(r->reserved)))
-		snprintf(detail, size, "a flag or reserved field is not 0");
+	else if (r->flags != 0 || r->reserved != 0 || (r->kept && !flush) || (expects && !flush && !report))
+		snprintf(detail, size, "a flag, a reserved field or one of another type of request is not 0");
 	else if (p->cut) {
 		snprintf(detail, size, "the agent has no free descriptor for yours; try again later");
 		return PMEM_AGENT_BUSY;

@@ -247,16 +247,20 @@ static void target_region(const struct manager_region *mr, struct request *r)
 }
 
 /* What its descriptor stands for. 0, an answer, or a negative errno. */
-static int resolve_fd(struct request *r, enum mount_scope scope, char detail[static MOUNT_DETAIL_MAX])
+static int resolve_fd(struct request *r, const struct mount_file *expected, enum mount_scope scope,
+		      char detail[static MOUNT_DETAIL_MAX])
 {
 	struct manager_region *emulated = scope == MOUNT_SCOPE_FILESYSTEM ? NULL : find_emulated(r->manager, r->fd);
 	int answer;
 
 	if (emulated) {
+		if (expected && (expected->device != emulated->region->emulate_device ||
+				 expected->inode != emulated->region->emulate_inode))
+			return -ESTALE;
 		target_region(emulated, r);
 		return 0;
 	}
-	answer = mount_cache_resolve_fd(r->manager->mounts, r->fd, scope, &r->target, detail);
+	answer = mount_cache_resolve_fd(r->manager->mounts, r->fd, expected, scope, &r->target, detail);
 	if (answer < 0)
 		return answer;
 	answer = find_parts(r, answer, detail);
@@ -267,8 +271,9 @@ static int resolve_fd(struct request *r, enum mount_scope scope, char detail[sta
 	return PMEM_AGENT_BUSY;
 }
 
-int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const struct flush_caller *caller,
-		     request_done_t done, void *userdata, struct request **ret, char detail[static MOUNT_DETAIL_MAX])
+int manager_flush_fd(struct manager *m, int fd, const struct mount_file *expected, enum mount_scope scope,
+		     const struct flush_caller *caller, request_done_t done, void *userdata, struct request **ret,
+		     char detail[static MOUNT_DETAIL_MAX])
 {
 	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, done, userdata);
 
@@ -276,7 +281,7 @@ int manager_flush_fd(struct manager *m, int fd, enum mount_scope scope, const st
 		closer_close(fd, caller ? caller->uid : CLOSER_NOBODY);
 		return -ENOMEM;
 	}
-	return finish_new(&r, resolve_fd(r, scope, detail), caller, ret, detail);
+	return finish_new(&r, resolve_fd(r, expected, scope, detail), caller, ret, detail);
 }
 
 /* By the first region that can't be flushed, else by the first there is. */
@@ -308,7 +313,7 @@ int manager_query_fd(struct manager *m, int fd, enum mount_scope scope, const st
 		return -ENOMEM;
 	}
 	*ret = (struct manager_query){ .detail = "" };
-	answer = resolve_fd(r, scope, ret->detail);
+	answer = resolve_fd(r, NULL, scope, ret->detail);
 	if (answer < 0)
 		return answer;
 	for (unsigned int i = 0; answer == 0 && i < r->n_parts; i++) {
@@ -342,7 +347,7 @@ static void report_to(struct manager_region *mr, uid_t uid)
 		round_lose(mr, EIO, FLUSH_ORIGIN_CALLER);
 }
 
-int manager_report_fd(struct manager *m, int fd, const struct flush_caller *caller,
+int manager_report_fd(struct manager *m, int fd, const struct mount_file *expected, const struct flush_caller *caller,
 		      char detail[static MOUNT_DETAIL_MAX])
 {
 	_cleanup_(request_freep) struct request *r = request_new(m, fd, caller, NULL, NULL);
@@ -352,7 +357,7 @@ int manager_report_fd(struct manager *m, int fd, const struct flush_caller *call
 		closer_close(fd, caller->uid);
 		return -ENOMEM;
 	}
-	answer = resolve_fd(r, MOUNT_SCOPE_AUTO, detail);
+	answer = resolve_fd(r, expected, MOUNT_SCOPE_AUTO, detail);
 	if (answer < 0)
 		return answer;
 	if (r->n_parts == 0)

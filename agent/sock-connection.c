@@ -212,11 +212,19 @@ static struct flush_caller caller_of(const struct connection *c, uint64_t timeou
 	};
 }
 
+/* What the descriptor has to be of; NULL: anything. */
+static const struct mount_file *expectation(const struct packet *p, struct mount_file *buffer)
+{
+	*buffer = (struct mount_file){ .device = p->request.device, .inode = p->request.inode };
+	return buffer->device || buffer->inode ? buffer : NULL;
+}
+
 /* 0: it will be answered; else the answer, or a negative errno. */
 static int begin(struct sock_request *r, struct packet *p, char detail[static MOUNT_DETAIL_MAX])
 {
 	struct connection *c = r->connection;
 	struct flush_caller caller = caller_of(c, p->request.timeout_usec);
+	struct mount_file expected;
 	int fd;
 
 	if (c->sock->n_requests > c->sock->max_requests || c->user->n_requests > sock_share(c->sock->max_requests)) {
@@ -231,8 +239,8 @@ static int begin(struct sock_request *r, struct packet *p, char detail[static MO
 	}
 	if (fd < 0)
 		return fd;
-	return manager_flush_fd(c->sock->manager, fd, (enum mount_scope)p->request.scope, &caller, on_request_done, r,
-				&r->request, detail);
+	return manager_flush_fd(c->sock->manager, fd, expectation(p, &expected), (enum mount_scope)p->request.scope,
+				&caller, on_request_done, r, &r->request, detail);
 }
 
 static uint32_t method_of(const struct region *region)
@@ -293,7 +301,9 @@ static int keep(struct sock_request *r, struct packet *p, char detail[static MOU
 static int report(struct sock_request *r, struct packet *p, char detail[static MOUNT_DETAIL_MAX])
 {
 	struct flush_caller caller = caller_of(r->connection, 0);
-	int e = manager_report_fd(r->connection->sock->manager, packet_take_fd(p), &caller, detail);
+	struct mount_file expected;
+	int e = manager_report_fd(r->connection->sock->manager, packet_take_fd(p), expectation(p, &expected), &caller,
+				  detail);
 
 	if (e == 0)
 		answer(r);

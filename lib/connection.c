@@ -203,16 +203,6 @@ void connection_receive(struct pmem_agent *agent, struct connection **connection
 
 /* ---- requests ---- */
 
-/* The descriptor stands for what it stood for when they asked, all of them. */
-static bool is_same(const struct slot_key *key)
-{
-	struct statx stx;
-
-	return key->alone ||
-	       (statx(key->fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &stx) == 0 &&
-		makedev(stx.stx_dev_major, stx.stx_dev_minor) == key->device && stx.stx_ino == key->inode);
-}
-
 /* 0: it may be tried again. The agent reads nothing more from who does not receive: so we do, unless somebody does. */
 static int wait_for_room(struct pmem_agent *agent, struct connection *c, uint64_t deadline_usec)
 {
@@ -236,13 +226,12 @@ static int wait_for_room(struct pmem_agent *agent, struct connection *c, uint64_
 static int send_on(struct pmem_agent *agent, struct connection *c, struct slot *s,
 		   const struct pmem_agent_request *request)
 {
-	int connection = c->fd, r;
-	struct slot_key key = s->key;
+	int connection = c->fd, fd = s->key.fd, r;
 
 	s->connection = c;
 	c->sending = true;
 	pthread_mutex_unlock(&agent->lock);
-	r = is_same(&key) ? exchange_send(connection, request, key.fd) : -EBADF;
+	r = exchange_send(connection, request, fd);
 	pthread_mutex_lock(&agent->lock);
 	c->sending = false;
 	return r;
@@ -263,6 +252,9 @@ int connection_deliver(struct pmem_agent *agent, struct slot *s, uint64_t deadli
 		.type = s->key.type,
 		.id = s->result.id,
 		.scope = s->key.scope,
+		/* It stands for what it stood for when they asked, all of them. */
+		.device = s->key.device,
+		.inode = s->key.inode,
 	};
 	int r, reconnects = 0;
 

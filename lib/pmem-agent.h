@@ -64,6 +64,7 @@ struct pmem_agent *pmem_agent_close(struct pmem_agent *agent);
  * -ENOTBLK, -EXDEV            not on persistent memory, or not only: use fsync
  * -EOPNOTSUPP  the region or filesystem is none that the agent can flush
  * -EINVAL, -EBADF             no target, or wrong arguments
+ * -ESTALE                     another thread has closed the descriptor meanwhile, and it is of another file now
  * -EPROTONOSUPPORT            the agent speaks another version
  * and those of pmem_agent_connect() and pmem_agent_submit(): nothing has been asked then.
  */

@@ -96,7 +96,10 @@ struct pmem_agent_request {
 	uint32_t flags;        /* 0 */
 	uint64_t timeout_usec; /* from its arrival to PMEM_AGENT_TIMEOUT; 0: none; of a query: 0 */
 	uint64_t kept;         /* of a flush without a descriptor: the id with which one was given to be kept; else 0 */
-	uint64_t reserved[3];  /* 0 */
+	uint64_t
+	    device; /* of a flush or report: st_dev and st_ino of what its descriptor has to be of; 0, 0: anything */
+	uint64_t inode;
+	uint64_t reserved; /* 0 */
 };
 
 /*

@@ -234,7 +234,7 @@ static size_t make_garbage(struct client *c, char *packet, unsigned int *n_fds)
 		if (below(c, 4) == 0)
 			request.kept = 1;
 		else
-			request.reserved[below(c, 3)] = 1;
+			request.reserved = 1;
 		break;
 	case 5:
 		size = below(c, sizeof(request));

@@ -157,10 +157,10 @@ static void test_path_descriptor(void **state)
 	struct answer_of a = { .told = false };
 
 	start_agent();
-	assert_int_equal(manager_flush_fd(manager, open(emulated, O_PATH | O_CLOEXEC), MOUNT_SCOPE_AUTO, &me, on_done,
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_PATH | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me, on_done,
 					  &a, &request, detail),
 			 PMEM_AGENT_REFUSED);
-	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), MOUNT_SCOPE_AUTO, &me, on_done,
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me, on_done,
 					  &a, &request, detail),
 			 0);
 	assert_answer(&a, PMEM_AGENT_DURABLE);

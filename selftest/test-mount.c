@@ -212,7 +212,7 @@ static int resolve(enum mount_scope scope, struct target *t, char *detail)
 	for (int i = 0; i < 2; i++) {
 		memset(&remembered, 0xaa, sizeof(remembered));
 		again[0] = '\0';
-		assert_int_equal(mount_cache_resolve_fd(looked_up, fd, scope, &remembered, again), r);
+		assert_int_equal(mount_cache_resolve_fd(looked_up, fd, NULL, scope, &remembered, again), r);
 		assert_string_equal(again, detail);
 		assert_memory_equal(&remembered, t, sizeof(*t));
 	}

@@ -324,6 +324,34 @@ static void test_reply_names_the_page(void **state)
 	assert_int_equal(page.worker.durable, reply.regions[0].epoch);
 }
 
+/* What a descriptor is of may change before it is sent: only who sees it when it has arrived can tell. */
+static void test_only_what_is_expected(void **state)
+{
+	_cleanup_close_ int fd = connect_agent(), other = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	struct pmem_agent_request request = raw_request(1);
+	const int passed[] = { target, other };
+	struct stat st;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(passed); i++) {
+		assert_int_equal(fstat(passed[i], &st), 0);
+		for (unsigned int wrong = 0; wrong < 3; wrong++) {
+			request.device = st.st_dev + (wrong == 1);
+			request.inode = st.st_ino + (wrong == 2);
+			assert_int_equal(raw_send(fd, &request, sizeof(request), passed[i], 1), 0);
+			if (wrong == 0)
+				expect(fd, 1, i == 0 ? PMEM_AGENT_DURABLE : PMEM_AGENT_ORDINARY, NULL);
+			else
+				expect(fd, 1, PMEM_AGENT_REFUSED, "Stale");
+		}
+	}
+	request.type = PMEM_AGENT_PACKET_REPORT;
+	assert_int_equal(raw_send(fd, &request, sizeof(request), target, 1), 0);
+	expect(fd, 1, PMEM_AGENT_REFUSED, "Stale");
+	request.type = PMEM_AGENT_PACKET_QUERY;
+	assert_int_equal(raw_send(fd, &request, sizeof(request), target, 1), 0);
+	expect(fd, 1, PMEM_AGENT_REFUSED, "another type");
+}
+
 static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 {
 	static const struct {
@@ -348,9 +376,9 @@ static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 		{ "unknown type 6", 64, 1, offsetof(struct pmem_agent_request, type), 6 },
 		{ "unknown scope 5", 64, 1, offsetof(struct pmem_agent_request, scope), 5 },
 		{ "unknown scope 4294967295", 64, 1, offsetof(struct pmem_agent_request, scope), UINT32_MAX },
-		{ "flag or reserved", 64, 1, offsetof(struct pmem_agent_request, flags), 1 },
+		{ "a flag, a reserved", 64, 1, offsetof(struct pmem_agent_request, flags), 1 },
 		{ "for one that is kept", 64, 1, 32, 1 },
-		{ "flag or reserved", 64, 1, 60, 0x80000000 },
+		{ "reserved field", 64, 1, 60, 0x80000000 },
 		{ "version 2; this agent speaks version 1", 64, 1, offsetof(struct pmem_agent_request, version), 2 },
 	};
 	_cleanup_close_ int fd = connect_agent(), other = connect_agent();
@@ -1044,6 +1072,7 @@ int main(void)
 		cmocka_unit_test(test_flush_and_scopes),
 		cmocka_unit_test(test_query),
 		cmocka_unit_test(test_reply_names_the_page),
+		cmocka_unit_test(test_only_what_is_expected),
 		cmocka_unit_test(test_garbage_is_refused_and_disturbs_nobody),
 		cmocka_unit_test(test_kept),
 		cmocka_unit_test(test_kept_of_another_user),

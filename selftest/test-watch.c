@@ -164,7 +164,7 @@ static int report(uid_t uid)
 	const struct flush_caller caller = { .uid = uid };
 	char detail[MOUNT_DETAIL_MAX];
 
-	return manager_report_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), &caller, detail);
+	return manager_report_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), NULL, &caller, detail);
 }
 
 /* Where it watches the region, nobody but root can say that something was lost; where it doesn't, anyone. */
