@@ -82,6 +82,11 @@ static void inherit(void)
 	preload_kept_inherit();
 }
 
+bool preload_is_own_memory(void)
+{
+	return owner && __atomic_load_n(owner, __ATOMIC_ACQUIRE) > 0;
+}
+
 bool preload_is_own_process(void)
 {
 	int32_t pid = getpid(), none = 0;
@@ -201,14 +206,6 @@ static void give_back(struct preload_line *line, const struct preload_line *own,
 		let_go(line, LINE_FREE);
 }
 
-static bool is_same(int fd, const struct preload_file *file)
-{
-	struct statx stx;
-
-	return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &stx) == 0 && stx.stx_ino == file->inode &&
-	       makedev(stx.stx_dev_major, stx.stx_dev_minor) == file->device;
-}
-
 /* Sends it to whichever agent takes it. 0 or a negative errno: nobody has got it. */
 static int deliver(const struct pmem_agent_request *request, int fd, struct preload_line *line,
 		   struct preload_line *own, struct preload_line **ret)
@@ -248,34 +245,34 @@ static bool receive(const struct preload_line *line, struct pmem_agent_reply *re
 }
 
 /* One request over `line`; NULL: over a connection of its own. `ret_reply` and `ret_verdict` with PRELOAD_TOLD. */
-static enum preload_outcome exchange(const struct pmem_agent_request *request, int fd, const struct preload_file *file,
+static enum preload_outcome exchange(struct pmem_agent_request *request, int fd, const struct preload_file *file,
 				     struct preload_line *line, struct pmem_agent_reply *ret_reply,
 				     struct exchange_verdict *ret_verdict)
 {
 	struct preload_line own = { .fd = -1 };
-	bool same;
+	bool ended, single;
+	int r;
 
-	if (deliver(request, fd, line, &own, &line) < 0)
-		return PRELOAD_UNASKED;
-	same = request->kept || is_same(fd, file);
-	if (!receive(line, ret_reply, ret_verdict)) {
-		give_back(line, &own, false);
+	request->version = PMEM_AGENT_WIRE_VERSION;
+	request->id = 1;
+	request->device = file->device;
+	request->inode = file->inode;
+	r = deliver(request, fd, line, &own, &line);
+	if (r < 0)
+		return r == -EBADF ? PRELOAD_CHANGED : PRELOAD_UNASKED;
+	ended = !receive(line, ret_reply, ret_verdict);
+	single = !ended && ret_verdict->concern == EXCHANGE_ONE;
+	give_back(line, &own, single);
+	if (ended)
 		return PRELOAD_UNKNOWN;
-	}
-	give_back(line, &own, ret_verdict->concern == EXCHANGE_ONE);
-	return same ? PRELOAD_TOLD : PRELOAD_CHANGED;
+	return single && ret_reply->answer == PMEM_AGENT_REFUSED && ret_reply->error == ESTALE ? PRELOAD_CHANGED
+											       : PRELOAD_TOLD;
 }
 
 static enum preload_outcome ask(struct preload_line *line, struct preload_handle h, enum pmem_agent_scope scope,
 				const struct preload_file *file, struct preload_reply *ret)
 {
-	const struct pmem_agent_request request = {
-		.version = PMEM_AGENT_WIRE_VERSION,
-		.type = PMEM_AGENT_PACKET_FLUSH,
-		.id = 1,
-		.scope = scope,
-		.kept = h.kept,
-	};
+	struct pmem_agent_request request = { .type = PMEM_AGENT_PACKET_FLUSH, .scope = scope, .kept = h.kept };
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
 	enum preload_outcome outcome = exchange(&request, h.fd, file, line, &reply, &v);
@@ -303,31 +300,31 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 		.fd = h.fd,
 		.scope = scope,
 	};
-	bool ours = preload_is_own_process();
-	struct preload_line *line = ours ? take_line() : NULL;
+	bool ours = preload_is_own_process(), leads;
+	struct preload_line *line = NULL;
 	enum preload_outcome outcome;
-	uint32_t group = 0;
+	struct preload_group group;
 
 	*ret = (struct preload_reply){ .answer = PMEM_AGENT_UNKNOWN };
-	if (ours && !line) {
-		if (preload_group_join(&question, &outcome, ret))
-			return outcome;
-		group = preload_group_open(&question);
-		line = wait_for_line();
-		preload_group_close(group);
-	}
+	/* Again, since another may have opened one meanwhile. */
+	if (ours && preload_group_join(&question, &outcome, ret))
+		return outcome;
+	leads = ours && preload_group_open(&question, &group);
+	if (ours && !leads && preload_group_join(&question, &outcome, ret))
+		return outcome;
+	if (ours)
+		line = take_line() ?: wait_for_line();
+	if (leads)
+		preload_group_close(&group);
 	outcome = ask(line, h, scope, file, ret);
-	preload_group_tell(group, outcome, ret);
+	if (leads)
+		preload_group_tell(&group, outcome, ret);
 	return outcome;
 }
 
 bool preload_tell(struct preload_handle h, const struct preload_file *file)
 {
-	const struct pmem_agent_request request = {
-		.version = PMEM_AGENT_WIRE_VERSION,
-		.type = PMEM_AGENT_PACKET_REPORT,
-		.id = 1,
-	};
+	struct pmem_agent_request request = { .type = PMEM_AGENT_PACKET_REPORT };
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
 	struct preload_line *line = h.fd >= 0 && preload_is_own_process() ? take_line() : NULL;

@@ -259,6 +259,9 @@ void preload_classify(int fd, bool filesystem, struct preload_file *ret)
 	ret->inode = stx.stx_ino;
 	special = filesystem ? NULL : find_special(ret->device, ret->inode);
 	if (S_ISCHR(stx.stx_mode) && !filesystem && is_dax_device(makedev(stx.stx_rdev_major, stx.stx_rdev_minor))) {
+		/* That is no right to it, as the kernel will say. */
+		if (fcntl(fd, F_GETFL) & O_PATH)
+			return;
 		ret->kind = PRELOAD_DAX_DEVICE;
 		if (!special)
 			add_special(PRELOAD_DAX_DEVICE, ret->device, ret->inode, 0);
@@ -271,9 +274,6 @@ void preload_classify(int fd, bool filesystem, struct preload_file *ret)
 	ret->known = remember_device(ret->device);
 	if (ret->kind == PRELOAD_NONE && is_ours(ret->known, ret->device))
 		ret->kind = PRELOAD_DAX_FILE;
-	/* It is no right to the file, says the kernel. */
-	if (ret->kind != PRELOAD_NONE && fcntl(fd, F_GETFL) & O_PATH)
-		ret->kind = PRELOAD_NONE;
 }
 
 void preload_device_learn(const struct preload_file *file, uint64_t page)

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * preload-group: threads for whom there is no connection share one request
+ * preload-group: threads that want the same share one request
  *
- * The first of them opens a group, and closes it when it has got a connection and before it sends: what is flushed then
- * was stored before by all who have joined. They wait for what it is told, and not for ever: it may be what a signal
- * handler has interrupted, or never come back from one. Who has waited in vain asks by itself.
+ * The first of them opens a group, waits until the request of the one before has its answer, and for a moment longer
+ * for those whom that answer sets free: they tend to ask again. Then it closes the group, and sends: what is flushed
+ * was stored before by all who have joined. They wait for what the group is told. A thread that is alone waits for
+ * nobody.
+ *
+ * Nobody waits for ever, since whoever is waited for may be what a signal handler has interrupted, or never come back
+ * from one. Who has waited in vain asks by itself.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -15,10 +19,18 @@
 
 #include "preload.h"
 
-#define BEING_TOLD UINT32_MAX
-#define N_RESULTS  8 /* of the groups before, for those who are slow to read them */
+#define N_PLACES        16
+#define N_RESULTS       4 /* of the groups before, for those who are slow to read them */
+#define BEING_TOLD      UINT32_MAX
+#define NSEC_PER_SEC    1000000000ULL
+#define GATHER_MAX_NSEC 1000000ULL
+#define GATHER_SHARE    4 /* of the time that the answer took: as the agent gathers requests */
 
-enum gate { GATE_CLOSED, GATE_BEING_OPENED, GATE_OPEN, N_GATES };
+enum gate { GATE_CLOSED, GATE_BEING_OPENED, GATE_OPEN };
+
+#define GATE_MASK    3ULL
+#define MEMBER       4ULL /* what one more adds to the word */
+#define NUMBER_SHIFT 32
 
 struct result {
 	struct preload_reply reply;
@@ -26,12 +38,23 @@ struct result {
 	uint32_t padding;
 };
 
-static uint32_t current;                 /* number of the group * N_GATES + whether it can be joined */
-static struct preload_question question; /* of the group that is open */
-static struct result results[N_RESULTS]; /* by number */
-static uint32_t result_number[N_RESULTS];
+/* Where groups with the same question follow each other; for another question only when none is open or under way. */
+struct preload_place {
+	uint64_t newest;                  /* its number, how many are in it, and whether it can be joined */
+	struct preload_question question; /* of the newest group, and of the one under way */
+	const void *leader;               /* of the newest group: a thread */
+	uint32_t under_way;               /* number of the group that is being asked for; 0: none */
+	uint32_t complete;                /* number of a group that all have joined who were expected */
+	const void *asker;                /* who asks for the group under way */
+	uint64_t until_nsec;
+	uint32_t expected; /* so many are likely to join the next group, until then */
+	uint32_t result_number[N_RESULTS];
+	struct result results[N_RESULTS]; /* by number */
+};
 
-_Static_assert(sizeof(struct result) % 8 == 0 && sizeof(question) % 8 == 0, "copied in words");
+static struct preload_place places[N_PLACES];
+
+_Static_assert(sizeof(struct result) % 8 == 0 && sizeof(struct preload_question) % 8 == 0, "copied in words");
 
 /* What others may write meanwhile: who has read anything of that sees by the number, afterwards, that they do. */
 static void copy(void *to, const void *from, size_t size)
@@ -43,87 +66,245 @@ static void copy(void *to, const void *from, size_t size)
 				 __ATOMIC_RELEASE);
 }
 
-static bool change(uint32_t number, enum gate from, uint32_t new_number, enum gate to)
+static struct preload_place *place_of(const struct preload_question *q)
 {
-	uint32_t before = number * N_GATES + from;
+	uint64_t h = (q->device ^ q->inode ^ q->kept) * 31 + (uint32_t)q->fd * 7 + q->scope;
 
-	return __atomic_compare_exchange_n(&current, &before, new_number * N_GATES + to, false, __ATOMIC_SEQ_CST,
-					   __ATOMIC_RELAXED);
+	return &places[(h ^ h >> 8) % N_PLACES];
+}
+
+/* A thread by an address of its own; a signal handler is its thread. */
+static const void *myself(void)
+{
+	return &errno;
+}
+
+static uint64_t now_nsec(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
+}
+
+/* While the word is `seen`, and not for longer than that. False: the time has passed. */
+static bool wait_for_change(const uint32_t *word, uint32_t seen, uint64_t nsec)
+{
+	const struct timespec ts = { .tv_sec = (time_t)(nsec / NSEC_PER_SEC), .tv_nsec = (long)(nsec % NSEC_PER_SEC) };
+
+	return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, &ts, NULL, 0) == 0 || errno != ETIMEDOUT;
+}
+
+static void wake(const uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX);
+}
+
+static uint32_t number_of(uint64_t word)
+{
+	return (uint32_t)(word >> NUMBER_SHIFT);
+}
+
+static uint32_t members_of(uint64_t word)
+{
+	return (uint32_t)word / MEMBER;
+}
+
+static enum gate gate_of(uint64_t word)
+{
+	return (enum gate)(word & GATE_MASK);
+}
+
+static uint64_t get_newest(const struct preload_place *p)
+{
+	return __atomic_load_n(&p->newest, __ATOMIC_SEQ_CST);
+}
+
+/* `before` is what it is now, if it was another. */
+static bool change(struct preload_place *p, uint64_t *before, uint64_t after)
+{
+	return __atomic_compare_exchange_n(&p->newest, before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+/* Its members; 0: somebody who had waited for too long has closed it before. */
+static uint32_t close_gate(struct preload_place *p, uint32_t number)
+{
+	uint64_t word = get_newest(p);
+
+	while (number_of(word) == number && gate_of(word) == GATE_OPEN)
+		if (change(p, &word, word & ~GATE_MASK))
+			return members_of(word);
+	return 0;
+}
+
+static bool end_under_way(struct preload_place *p, uint32_t number)
+{
+	return __atomic_compare_exchange_n(&p->under_way, &number, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static bool is_question(struct preload_place *p, const struct preload_question *q)
+{
+	struct preload_question asked;
+
+	copy(&asked, &p->question, sizeof(asked));
+	return memcmp(&asked, q, sizeof(asked)) == 0;
 }
 
 void preload_group_inherit(void)
 {
-	__atomic_store_n(&current, 0, __ATOMIC_SEQ_CST);
-	memset(result_number, 0, sizeof(result_number));
+	memset(places, 0, sizeof(places));
 }
 
-uint32_t preload_group_open(const struct preload_question *q)
+/* ---- who leads ---- */
+
+/* The group before has its answer, and its members are back, or so many as come soon. */
+static void gather(struct preload_place *p)
 {
-	uint32_t number = __atomic_load_n(&current, __ATOMIC_SEQ_CST) / N_GATES;
-	uint32_t next = number + 1 < UINT32_MAX / N_GATES ? number + 1 : 1;
+	uint32_t seen;
+	uint64_t now;
 
-	if (!change(number, GATE_CLOSED, next, GATE_BEING_OPENED))
-		return 0;
-	copy(&question, q, sizeof(question));
-	return change(next, GATE_BEING_OPENED, next, GATE_OPEN) ? next : 0;
+	while ((seen = __atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST)) != 0 &&
+	       __atomic_load_n(&p->asker, __ATOMIC_ACQUIRE) != myself())
+		if (!wait_for_change(&p->under_way, seen, PRELOAD_MAX_WAIT_SEC * NSEC_PER_SEC))
+			end_under_way(p, seen);
+	for (;;) {
+		seen = __atomic_load_n(&p->complete, __ATOMIC_SEQ_CST);
+		if (members_of(get_newest(p)) >= PRELOAD_PEEK(p->expected))
+			break;
+		now = now_nsec();
+		if (now >= PRELOAD_PEEK(p->until_nsec) ||
+		    !wait_for_change(&p->complete, seen, PRELOAD_PEEK(p->until_nsec) - now))
+			break;
+	}
 }
 
-void preload_group_close(uint32_t number)
+bool preload_group_open(const struct preload_question *q, struct preload_group *ret)
 {
-	if (number != 0)
-		change(number, GATE_OPEN, number, GATE_CLOSED);
+	struct preload_place *p = place_of(q);
+	uint64_t word = get_newest(p), next;
+	uint32_t number = number_of(word) + 1 < BEING_TOLD ? number_of(word) + 1 : 1;
+
+	/* What is under way was so before its gate was closed: it has this question, if no other is opened meanwhile.
+	 */
+	if (gate_of(word) != GATE_CLOSED ||
+	    (__atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST) != 0 && !is_question(p, q)))
+		return false;
+	next = (uint64_t)number << NUMBER_SHIFT | MEMBER | GATE_BEING_OPENED;
+	if (!change(p, &word, next))
+		return false;
+	copy(&p->question, q, sizeof(*q));
+	PRELOAD_POKE(p->leader, myself());
+	*ret = (struct preload_group){ .place = p, .number = number };
+	change(p, &next, (next & ~GATE_MASK) | GATE_OPEN);
+	gather(p);
+	return true;
 }
 
-void preload_group_tell(uint32_t number, enum preload_outcome outcome, const struct preload_reply *reply)
+void preload_group_close(struct preload_group *g)
+{
+	g->closed_nsec = now_nsec();
+	__atomic_store_n(&g->place->asker, myself(), __ATOMIC_RELEASE);
+	/* Before another can be opened, which waits for this one. */
+	__atomic_store_n(&g->place->under_way, g->number, __ATOMIC_SEQ_CST);
+	g->members = close_gate(g->place, g->number);
+}
+
+/* Its members, and those who wait for their turn already, are likely to be in the next one. */
+static void expect_back(const struct preload_group *g)
+{
+	struct preload_place *p = g->place;
+	uint64_t now = now_nsec(), pause = (now - g->closed_nsec) / GATHER_SHARE, word = get_newest(p);
+
+	PRELOAD_POKE(p->expected, g->members + (gate_of(word) == GATE_CLOSED ? 0 : members_of(word)));
+	PRELOAD_POKE(p->until_nsec, now + (pause < GATHER_MAX_NSEC ? pause : GATHER_MAX_NSEC));
+}
+
+static void tell_members(struct preload_place *p, uint32_t number, enum preload_outcome outcome,
+			 const struct preload_reply *reply)
 {
 	const struct result result = { .reply = *reply, .outcome = outcome };
-	uint32_t *told = &result_number[number % N_RESULTS], before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
+	uint32_t *told = &p->result_number[number % N_RESULTS], before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
 
 	/* One at a time: another is told there only if this one has been in vain for long. */
-	if (number == 0 || before == BEING_TOLD ||
+	if (before == BEING_TOLD ||
 	    !__atomic_compare_exchange_n(told, &before, BEING_TOLD, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return;
-	copy(&results[number % N_RESULTS], &result, sizeof(result));
+	copy(&p->results[number % N_RESULTS], &result, sizeof(result));
 	__atomic_store_n(told, number, __ATOMIC_SEQ_CST);
-	syscall(SYS_futex, told, FUTEX_WAKE_PRIVATE, INT32_MAX);
+	wake(told);
 }
 
-/* False: nobody has told it in time. */
-static bool wait_for_result(uint32_t number)
+void preload_group_tell(const struct preload_group *g, enum preload_outcome outcome, const struct preload_reply *reply)
 {
-	const struct timespec wait = { .tv_sec = PRELOAD_MAX_WAIT_SEC };
-	const uint32_t *told = &result_number[number % N_RESULTS];
+	struct preload_place *p = g->place;
 
-	for (unsigned int i = 0; i < N_RESULTS; i++) {
+	expect_back(g);
+	end_under_way(p, g->number);
+	if (g->members != 1)
+		tell_members(p, g->number, outcome, reply);
+	/* Who opens one from now on sees that nothing is under way. */
+	if (gate_of(get_newest(p)) != GATE_CLOSED)
+		wake(&p->under_way);
+}
+
+/* ---- who joins ---- */
+
+/* False: nobody has told it in time. */
+static bool wait_for_result(struct preload_place *p, uint32_t number)
+{
+	const uint32_t *told = &p->result_number[number % N_RESULTS];
+	unsigned int patience = 2; /* the group before may take its time first */
+
+	while (patience > 0) {
 		uint32_t seen = __atomic_load_n(told, __ATOMIC_SEQ_CST);
 
 		if (seen == number)
 			return true;
-		if (syscall(SYS_futex, told, FUTEX_WAIT_PRIVATE, seen, &wait, NULL, 0) < 0 && errno == ETIMEDOUT)
-			break;
+		if (!wait_for_change(told, seen, PRELOAD_MAX_WAIT_SEC * NSEC_PER_SEC))
+			patience--;
+	}
+	return false;
+}
+
+/* What this thread has stored comes before the group's flush. `ret_word`: with it in the group. */
+static bool become_member(struct preload_place *p, const struct preload_question *q, uint64_t *ret_word)
+{
+	uint64_t word = get_newest(p);
+	uint32_t number = number_of(word);
+
+	/* A signal handler would wait for what it has interrupted. */
+	if (gate_of(word) != GATE_OPEN || !is_question(p, q) || PRELOAD_PEEK(p->leader) == myself())
+		return false;
+	/* It is open still: so that was its question. */
+	while (number_of(word) == number && gate_of(word) == GATE_OPEN) {
+		*ret_word = word + MEMBER;
+		if (change(p, &word, *ret_word))
+			return true;
 	}
 	return false;
 }
 
 bool preload_group_join(const struct preload_question *q, enum preload_outcome *ret_outcome, struct preload_reply *ret)
 {
-	uint32_t word = __atomic_load_n(&current, __ATOMIC_SEQ_CST), number = word / N_GATES;
-	struct preload_question asked;
+	struct preload_place *p = place_of(q);
 	struct result result;
+	uint32_t number;
+	uint64_t word;
 
-	if (word % N_GATES != GATE_OPEN)
+	if (!become_member(p, q, &word))
 		return false;
-	copy(&asked, &question, sizeof(asked));
-	/* It is open still: so that was its question; and what this thread has stored comes before its flush. */
-	if (memcmp(&asked, q, sizeof(asked)) != 0 || !change(number, GATE_OPEN, number, GATE_OPEN))
-		return false;
-	if (!wait_for_result(number)) {
+	number = number_of(word);
+	if (members_of(word) == PRELOAD_PEEK(p->expected)) {
+		__atomic_store_n(&p->complete, number, __ATOMIC_SEQ_CST);
+		wake(&p->complete);
+	}
+	if (!wait_for_result(p, number)) {
 		/* Nobody may be there to do it. */
-		preload_group_close(number);
+		close_gate(p, number);
 		return false;
 	}
-	copy(&result, &results[number % N_RESULTS], sizeof(result));
-	if (__atomic_load_n(&result_number[number % N_RESULTS], __ATOMIC_SEQ_CST) != number)
+	copy(&result, &p->results[number % N_RESULTS], sizeof(result));
+	if (__atomic_load_n(&p->result_number[number % N_RESULTS], __ATOMIC_SEQ_CST) != number)
 		return false;
 	*ret_outcome = result.outcome;
 	*ret = result.reply;

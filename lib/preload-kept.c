@@ -138,18 +138,6 @@ uint64_t preload_kept_find(uint64_t device, uint64_t inode)
 	return k && find(device, inode) == k && __atomic_load_n(&k->number, __ATOMIC_ACQUIRE) == number ? number : 0;
 }
 
-static void widen(struct kept *k, uintptr_t start, uintptr_t end)
-{
-	uintptr_t was = PRELOAD_PEEK(k->start);
-
-	while (start < was &&
-	       !__atomic_compare_exchange_n(&k->start, &was, start, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-		;
-	was = PRELOAD_PEEK(k->end);
-	while (end > was && !__atomic_compare_exchange_n(&k->end, &was, end, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-		;
-}
-
 static bool overlaps(const struct kept *k, uintptr_t start, uintptr_t end)
 {
 	return is_used(k) && start < PRELOAD_PEEK(k->end) && end > PRELOAD_PEEK(k->start);
@@ -160,14 +148,14 @@ void preload_kept_extend(uint64_t device, uint64_t inode, uintptr_t start, uintp
 	struct kept *k = find(device, inode);
 
 	if (k)
-		widen(k, start, end);
+		preload_range_widen(&k->start, &k->end, start, end);
 }
 
 void preload_kept_moved(uintptr_t old, uintptr_t start, uintptr_t end)
 {
 	for (unsigned int i = 0; i < __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE); i++)
 		if (overlaps(&kept[i], old, old + 1))
-			widen(&kept[i], start, end);
+			preload_range_widen(&kept[i].start, &kept[i].end, start, end);
 }
 
 /* Returns when the agent has dropped it; the connection of one that isn't ours any more is not to be touched. */

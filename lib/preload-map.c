@@ -3,7 +3,8 @@
  * preload-map: which files lie below an address range, and how the application holds them
  *
  * What lies where the kernel is asked, each time: so nothing is missed of mremap, MAP_FIXED, fork and what others map.
- * What is remembered of mmap() is only where a descriptor of the file may be, and it is looked at before it is used.
+ * What is remembered of mmap() is where a descriptor of the file may be, which the agent looks at before it is used;
+ * and within which addresses anything may concern us, so that other mappings cost nothing.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,8 @@
 
 #include "preload.h"
 
-#define N_HELD 256
+#define N_HELD   256
+#define N_RANGES 64
 
 /* Linux 6.11; headers are often older. */
 struct procmap_query {
@@ -33,6 +35,90 @@ _Static_assert(sizeof(struct procmap_query) == 104, "the kernel's struct procmap
 #define QUERY_SHARED      0x08
 #define QUERY_OR_NEXT     0x10
 #define QUERY_FILE_BACKED 0x20
+
+/* ---- addresses ---- */
+
+/*
+ * Where there are mappings that concern us, or have been: the places that are free have no end. What does not fit lies
+ * within the last one, which is never free.
+ */
+static struct range {
+	uintptr_t start, end;
+	uint32_t claimed;
+} ranges[N_RANGES] = { [N_RANGES - 1] = { .start = UINTPTR_MAX, .claimed = 1 } };
+
+void preload_range_widen(uintptr_t *range_start, uintptr_t *range_end, uintptr_t start, uintptr_t end)
+{
+	uintptr_t was = PRELOAD_PEEK(*range_start);
+
+	while (start < was &&
+	       !__atomic_compare_exchange_n(range_start, &was, start, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		;
+	was = PRELOAD_PEEK(*range_end);
+	while (end > was &&
+	       !__atomic_compare_exchange_n(range_end, &was, end, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		;
+}
+
+static bool overlaps(const struct range *r, uintptr_t start, uintptr_t end)
+{
+	uintptr_t last = __atomic_load_n(&r->end, __ATOMIC_ACQUIRE);
+
+	return start < last && end > PRELOAD_PEEK(r->start);
+}
+
+bool preload_map_concerns(uintptr_t start, uintptr_t end)
+{
+	for (unsigned int i = 0; i < N_RANGES; i++)
+		if (overlaps(&ranges[i], start, end))
+			return true;
+	return false;
+}
+
+static struct range *claim_range(void)
+{
+	for (unsigned int i = 0; i < N_RANGES - 1; i++) {
+		uint32_t none = 0;
+
+		if (__atomic_compare_exchange_n(&ranges[i].claimed, &none, 1, false, __ATOMIC_ACQ_REL,
+						__ATOMIC_RELAXED))
+			return &ranges[i];
+	}
+	return NULL;
+}
+
+void preload_map_add(uintptr_t start, uintptr_t end)
+{
+	struct range *r;
+
+	for (unsigned int i = 0; i < N_RANGES; i++)
+		if (overlaps(&ranges[i], start, end)) {
+			preload_range_widen(&ranges[i].start, &ranges[i].end, start, end);
+			return;
+		}
+	r = claim_range();
+	if (!r) {
+		preload_range_widen(&ranges[N_RANGES - 1].start, &ranges[N_RANGES - 1].end, start, end);
+		return;
+	}
+	PRELOAD_POKE(r->start, start);
+	__atomic_store_n(&r->end, end, __ATOMIC_RELEASE);
+}
+
+bool preload_map_remove(uintptr_t start, uintptr_t end)
+{
+	bool any = false;
+
+	for (unsigned int i = 0; i < N_RANGES - 1; i++) {
+		if (!overlaps(&ranges[i], start, end) || PRELOAD_PEEK(ranges[i].start) < start ||
+		    PRELOAD_PEEK(ranges[i].end) > end)
+			continue;
+		__atomic_store_n(&ranges[i].end, 0, __ATOMIC_RELEASE);
+		__atomic_store_n(&ranges[i].claimed, 0, __ATOMIC_RELEASE);
+		any = true;
+	}
+	return any;
+}
 
 /* ---- descriptors ---- */
 
@@ -68,8 +154,7 @@ static void hold(int fd, const struct preload_file *file)
 static bool stands_for(int fd, uint64_t device, uint64_t inode, struct preload_file *ret)
 {
 	preload_classify(fd, false, ret);
-	return ret->device == device && ret->inode == inode &&
-	       (ret->kind != PRELOAD_NONE || !(fcntl(fd, F_GETFL) & O_PATH));
+	return ret->device == device && ret->inode == inode && !(fcntl(fd, F_GETFL) & O_PATH);
 }
 
 void preload_map_note(int fd, uintptr_t start, uintptr_t end)
@@ -80,6 +165,7 @@ void preload_map_note(int fd, uintptr_t start, uintptr_t end)
 	preload_classify(fd, false, &file);
 	/* Also where the agent has just said that it is none of its regions: by the time of msync() it may be. */
 	if (file.kind != PRELOAD_NONE || file.known) {
+		preload_map_add(start, end);
 		hold(fd, &file);
 		preload_device_note_mapped(&file);
 		preload_kept_extend(file.device, file.inode, start, end);
@@ -106,6 +192,7 @@ void preload_map_closing(int fd)
 		if (stands_for(fd, PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), &file) &&
 		    file.kind != PRELOAD_NONE)
 			preload_kept_offer(fd, &file);
+		preload_map_disown(PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), fd);
 		pthread_setcancelstate(cancel, NULL);
 		errno = saved;
 	}
@@ -132,24 +219,36 @@ static int search(uint64_t device, uint64_t inode, struct preload_file *ret)
 	return found;
 }
 
+static struct held *find_held(uint64_t device, uint64_t inode)
+{
+	for (unsigned int i = 0; i < N_HELD; i++)
+		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) == device &&
+		    PRELOAD_PEEK(held[i].inode) == inode)
+			return &held[i];
+	return NULL;
+}
+
 struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, struct preload_file *ret)
 {
-	struct preload_handle h = { .fd = -1 };
+	const struct held *found = find_held(device, inode);
+	struct preload_handle h = { .fd = found ? PRELOAD_PEEK(found->fd) : -1 };
 
-	for (unsigned int i = 0; i < N_HELD; i++) {
-		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) != device ||
-		    PRELOAD_PEEK(held[i].inode) != inode)
-			continue;
-		h.fd = PRELOAD_PEEK(held[i].fd);
-		if (stands_for(h.fd, device, inode, ret))
-			return h;
-		break;
-	}
+	preload_device_guess(device, inode, ret);
+	if (h.fd >= 0)
+		return h;
 	h.kept = preload_kept_find(device, inode);
 	h.fd = h.kept ? -1 : search(device, inode, ret);
 	if (h.fd < 0)
 		preload_device_guess(device, inode, ret);
 	return h;
+}
+
+void preload_map_disown(uint64_t device, uint64_t inode, int fd)
+{
+	struct held *found = find_held(device, inode);
+
+	if (found)
+		__atomic_compare_exchange_n(&found->fd, &fd, -1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
 /* ---- mappings ---- */
@@ -215,8 +314,7 @@ int preload_map_open(struct preload_map *map)
 {
 	map->text = map->asked = false;
 	map->at = map->n = 0;
-	map->is_own = preload_is_own_process();
-	map->fd = map->is_own ? get_kept() : -1;
+	map->fd = preload_is_own_memory() || preload_is_own_process() ? get_kept() : -1;
 	map->is_kept = map->fd >= 0;
 	return map->is_kept ? 0 : open_maps(map);
 }
@@ -226,7 +324,7 @@ void preload_map_close(struct preload_map *map)
 	if (map->is_kept)
 		return;
 	/* The application may have closed the one before. */
-	if (map->asked && map->is_own &&
+	if (map->asked && preload_is_own_process() &&
 	    (change_kept(KEPT_NONE, KEPT_CHANGING) || (get_kept() < 0 && change_kept(KEPT, KEPT_CHANGING))))
 		keep(map->fd);
 	preload_close(map->fd);

@@ -181,7 +181,9 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 	return EIO;
 }
 
-/* 0 or an errno. */
+#define CHANGED (-1)
+
+/* 0 or an errno; or CHANGED: `h` is of another file. */
 static int flush(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
 		 const struct call *c)
 {
@@ -200,9 +202,10 @@ static int flush(struct preload_handle h, enum pmem_agent_scope scope, const str
 		error = take(&reply, h.fd, file);
 		break;
 	case PRELOAD_UNASKED:
-	case PRELOAD_CHANGED:
 		error = -2;
 		break;
+	case PRELOAD_CHANGED:
+		return CHANGED;
 	case PRELOAD_UNKNOWN:
 	default:
 		return EIO;
@@ -244,6 +247,8 @@ static int route(int fd, enum pmem_agent_scope scope, sync_call call)
 	pthread_testcancel();
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	error = flush((struct preload_handle){ .fd = fd }, scope, &file, &c);
+	if (error == CHANGED)
+		error = make_guarded(&c, &file);
 	pthread_setcancelstate(cancel, NULL);
 	return finish(error, saved);
 }
@@ -266,7 +271,7 @@ EXPORT int syncfs(int fd)
 /* ---- memory ---- */
 
 struct flushed {
-	size_t regions; /* bytes in mappings of what stands for a region */
+	size_t covered, regions; /* bytes in shared mappings of files, and in those of what stands for a region */
 	unsigned int n;
 	struct {
 		uint64_t device, inode;
@@ -287,13 +292,33 @@ static int make_nothing(int fd)
 	return 0;
 }
 
+/* By what is known of who holds it, and if that is wrong by a closer look. 0 or an errno. */
+static int flush_mapping(const struct preload_mapping *m, struct call *c, struct preload_handle *ret_handle)
+{
+	struct preload_file file;
+	int error = CHANGED;
+
+	for (unsigned int i = 0; i < 2 && error == CHANGED; i++) {
+		*ret_handle = preload_map_find_handle(m->device, m->inode, &file);
+		if (file.kind == PRELOAD_NONE)
+			return make(c);
+		/* Device-dax has no msync(): it is the agent, or the CPU alone. */
+		if (c->only_regions && file.kind == PRELOAD_DAX_DEVICE)
+			c->sync = make_nothing;
+		error = flush(*ret_handle, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
+		if (error == CHANGED)
+			preload_map_disown(m->device, m->inode, ret_handle->fd);
+	}
+	return error == CHANGED ? make_guarded(c, &file) : error;
+}
+
 /* One mapping, of which `c` is the piece that is asked for. 0 or an errno. */
 static int sync_mapping(const struct preload_mapping *m, struct call *c, struct flushed *f)
 {
 	struct preload_handle h;
-	struct preload_file file;
 	int error;
 
+	f->covered += c->size;
 	if (c->only_regions && !preload_device_is_region(m->device, m->inode))
 		return 0;
 	f->regions += c->size;
@@ -301,13 +326,7 @@ static int sync_mapping(const struct preload_mapping *m, struct call *c, struct 
 		return 0;
 	if (!preload_device_find(m->device))
 		return make(c);
-	h = preload_map_find_handle(m->device, m->inode, &file);
-	if (file.kind == PRELOAD_NONE)
-		return make(c);
-	/* Device-dax has no msync(): it is the agent, or the CPU alone. */
-	if (c->only_regions && file.kind == PRELOAD_DAX_DEVICE)
-		c->sync = make_nothing;
-	error = flush(h, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
+	error = flush_mapping(m, c, &h);
 	/* Without a handle, or with one that the agent did not know, this piece alone has been synced. */
 	if (error == 0 && h.fd >= 0 && f->n < N_FLUSHED) {
 		f->files[f->n].device = m->device;
@@ -317,9 +336,8 @@ static int sync_mapping(const struct preload_mapping *m, struct call *c, struct 
 }
 
 /* As the kernel does it: up to the first error, and holes don't count as one of these. 0 or an errno. */
-static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions, bool *ret_all_regions)
+static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions, struct flushed *f)
 {
-	struct flushed flushed = { .n = 0 };
 	bool hole = false;
 	struct preload_mapping m;
 	struct preload_map map;
@@ -344,7 +362,7 @@ static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions, bool
 			.only_regions = only_regions,
 		};
 
-		error = sync_mapping(&m, &piece, &flushed);
+		error = sync_mapping(&m, &piece, f);
 		/* Others have unmapped it meanwhile. */
 		if (error == ENOMEM) {
 			hole = true;
@@ -352,46 +370,54 @@ static int sync_mappings(uintptr_t start, uintptr_t end, bool only_regions, bool
 		}
 	}
 	preload_map_close(&map);
-	if (ret_all_regions)
-		*ret_all_regions = flushed.regions == end - start;
 	return error ? error : r < 0 ? EIO : hole ? ENOMEM : 0;
 }
 
 int preload_flush_regions(uintptr_t start, uintptr_t end, bool *ret_all)
 {
-	int saved = errno, cancel, error;
+	struct flushed flushed = { .n = 0 };
+	int saved = errno, cancel, error = 0;
 
+	if (!is_off) {
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+		error = sync_mappings(start, end, true, &flushed);
+		pthread_setcancelstate(cancel, NULL);
+	}
 	if (ret_all)
-		*ret_all = false;
-	if (is_off)
-		return 0;
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = sync_mappings(start, end, true, ret_all);
-	pthread_setcancelstate(cancel, NULL);
+		*ret_all = flushed.regions == end - start;
 	errno = saved;
 	return error == ENOMEM ? 0 : error;
+}
+
+/* Writes nothing, and says what is wrong with the range: 0 or an errno. */
+static int probe(void *address, size_t size, int flags)
+{
+	return REAL(msync)(address, size, (flags & MS_INVALIDATE) | MS_ASYNC) < 0 ? errno : 0;
 }
 
 EXPORT int msync(void *address, size_t size, int flags)
 {
 	const uintptr_t start = (uintptr_t)address, page = (uintptr_t)sysconf(_SC_PAGESIZE);
-	int saved = errno, cancel, error, holes;
+	const size_t whole = (size + page - 1) & ~(page - 1);
+	struct flushed flushed = { .n = 0 };
+	int saved = errno, cancel, error;
 
-	if ((flags & ~MS_INVALIDATE) != MS_SYNC || is_off || preload_map_is_empty())
+	if ((flags & ~MS_INVALIDATE) != MS_SYNC || is_off || start % page != 0 || start + whole <= start ||
+	    !preload_map_concerns(start, start + whole))
 		return REAL(msync)(address, size, flags);
-	/* Writes nothing, and says what is wrong with the range: but for holes it would be the end of the real one too.
-	 */
-	holes = REAL(msync)(address, size, (flags & MS_INVALIDATE) | MS_ASYNC) < 0 ? errno : 0;
-	if (holes != 0 && holes != ENOMEM) {
-		errno = saved;
+	/* With this flag it fails where memory is locked. */
+	error = flags & MS_INVALIDATE ? probe(address, size, flags) : 0;
+	errno = saved;
+	if (error != 0 && error != ENOMEM)
 		return REAL(msync)(address, size, flags);
-	}
-	size = (size + page - 1) & ~(page - 1);
 	pthread_testcancel();
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	error = start + size < start ? 0 : sync_mappings(start, start + size, false, NULL);
+	error = sync_mappings(start, start + whole, false, &flushed);
+	/* Holes are told after the rest has been synced. */
+	if (error == 0 && flushed.covered < whole)
+		error = probe(address, size, flags);
 	pthread_setcancelstate(cancel, NULL);
-	return finish(error ? error : holes, saved);
+	return finish(error, saved);
 }
 
 static void unmapped(const void *address, size_t size)
@@ -406,10 +432,15 @@ static void unmapped(const void *address, size_t size)
 
 EXPORT int munmap(void *address, size_t size)
 {
+	const uintptr_t start = (uintptr_t)address, end = start + size;
+	/* Before it: afterwards the addresses may be another's. */
+	bool concerned = preload_map_remove(start, end);
 	int r = REAL(munmap)(address, size);
 
 	if (r == 0)
 		unmapped(address, size);
+	else if (concerned)
+		preload_map_add(start, end);
 	return r;
 }
 
@@ -424,9 +455,10 @@ EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 		va_end(arguments);
 	}
 	p = REAL(mremap)(old, old_size, new_size, flags, new);
-	if (p != MAP_FAILED)
-		preload_kept_moved((uintptr_t)old, (uintptr_t)p, (uintptr_t)p + new_size);
 	if (p != MAP_FAILED) {
+		if (preload_map_concerns((uintptr_t)old, (uintptr_t)old + 1))
+			preload_map_add((uintptr_t)p, (uintptr_t)p + new_size);
+		preload_kept_moved((uintptr_t)old, (uintptr_t)p, (uintptr_t)p + new_size);
 		unmapped(old, old_size);
 		unmapped(p, new_size);
 	}

@@ -7,7 +7,7 @@
  *   preload-close.c   those that close descriptors, and what is remembered of descriptors by their numbers
  *   preload-agent.c   connections, and one request over one of them
  *   preload-kept.c    descriptors that the agent keeps for mappings whose own have been closed
- *   preload-group.c   threads that share one request
+ *   preload-group.c   threads that want the same share one request
  *   preload-device.c  which files concern us, and what has failed on them
  *   preload-page.c    the pages of regions: what was lost, also without the agent
  *   preload-map.c     which files lie below an address range
@@ -141,6 +141,9 @@ void preload_agent_init(void);
 /* Whether what is remembered of descriptors is of this process: not in a child of vfork(). */
 bool preload_is_own_process(void);
 
+/* Whether what is remembered of memory is of this process, or of the parent whose memory a child of vfork() uses. */
+bool preload_is_own_memory(void);
+
 /* A connection of ours. */
 struct preload_line {
 	uint32_t state;
@@ -225,13 +228,27 @@ struct preload_question {
 /* For a process of its own: nobody of its parent's will come. */
 void preload_group_inherit(void);
 
-/* Its number, 0: there is one already. It can be joined until it is closed, and must be told. */
-uint32_t preload_group_open(const struct preload_question *q);
-void preload_group_close(uint32_t number);
-void preload_group_tell(uint32_t number, enum preload_outcome outcome, const struct preload_reply *reply);
+/* What its leader knows of it. */
+struct preload_group {
+	struct preload_place *place;
+	uint32_t number, members;
+	uint64_t closed_nsec;
+};
 
-/* What a group with the same question is told. False: there is none, or it isn't told in time. */
+/*
+ * False: there is none with this question that can be joined, or it isn't told in time: open one. Else `ret` is what
+ * it was told.
+ */
 bool preload_group_join(const struct preload_question *q, enum preload_outcome *ret_outcome, struct preload_reply *ret);
+
+/*
+ * Returns when its request is to be sent: after a group of the same question that is under way, and a moment for those
+ * who are likely to join. It has to be closed before it is sent, and to be told afterwards. False: it has to be sent
+ * without a group.
+ */
+bool preload_group_open(const struct preload_question *q, struct preload_group *ret);
+void preload_group_close(struct preload_group *g);
+void preload_group_tell(const struct preload_group *g, enum preload_outcome outcome, const struct preload_reply *reply);
 
 /* ---- preload-map.c ---- */
 
@@ -244,15 +261,30 @@ void preload_map_closing(int fd);
 /* None of the mappings concerns us. */
 bool preload_map_is_empty(void);
 
-/* How the application holds this file at the moment, and what it is. */
+/* Whether anything that concerns us may be mapped there. */
+bool preload_map_concerns(uintptr_t start, uintptr_t end);
+
+/* It may, from now on: of a mapping that has been moved, or that is there still. */
+void preload_map_add(uintptr_t start, uintptr_t end);
+
+/* All there is about to be unmapped. Whether anything concerned us. */
+bool preload_map_remove(uintptr_t start, uintptr_t end);
+
+/* Others may be doing the same. */
+void preload_range_widen(uintptr_t *range_start, uintptr_t *range_end, uintptr_t start, uintptr_t end);
+
+/* How the application holds this file, by what is known, and what it is. */
 struct preload_handle preload_map_find_handle(uint64_t device, uint64_t inode, struct preload_file *ret);
+
+/* That descriptor is of something else now. */
+void preload_map_disown(uint64_t device, uint64_t inode, int fd);
 
 /* Shared mappings of files, in the order of their addresses. */
 struct preload_map {
 	int fd;
 	bool text;  /* the kernel has no PROCMAP_QUERY */
 	bool asked; /* it has it */
-	bool is_own, is_kept;
+	bool is_kept;
 	size_t at, n;
 	char buffer[512];
 };

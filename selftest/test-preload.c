@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 
 #include <cmocka.h>
 
@@ -798,6 +799,58 @@ static void test_ordinary_costs_nothing(void **state)
 	assert_in_range(count_looks(served.session.emulated, "kept"), N_CALLS - 1, 4 * N_CALLS);
 }
 
+/* Syncs memory of one of two files that it has mapped; whoever traces it counts between the two stops. */
+static int do_calls(const char *path, const char *other)
+{
+	int fds[] = { open(path, O_RDWR | O_CLOEXEC), open(other, O_RDWR | O_CLOEXEC) };
+	char *p[2];
+
+	for (unsigned int i = 0; i < 2; i++)
+		p[i] = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fds[i], 0);
+	if (p[0] == MAP_FAILED || p[1] == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+		return 1;
+	raise(SIGSTOP);
+	for (unsigned int i = 0; i < N_CALLS; i++)
+		if (msync(p[0], 4096, MS_SYNC) < 0)
+			return 1;
+	raise(SIGSTOP);
+	return 0;
+}
+
+/* System calls of N_CALLS msync(). */
+static unsigned int count_calls(const char *path, const char *other)
+{
+	struct program p;
+	unsigned int n_stops = 0;
+	int status = 0;
+
+	start_program(&p, true, ARGUMENTS("test-preload", "calls", path, other));
+	assert_int_equal(waitpid(p.pid, &status, 0), p.pid);
+	assert_true(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+	assert_int_equal(ptrace(PTRACE_SETOPTIONS, p.pid, NULL, PTRACE_O_TRACESYSGOOD), 0);
+	for (;; n_stops++) {
+		assert_int_equal(ptrace(PTRACE_SYSCALL, p.pid, NULL, NULL), 0);
+		assert_int_equal(waitpid(p.pid, &status, 0), p.pid);
+		assert_true(WIFSTOPPED(status));
+		if (WSTOPSIG(status) == SIGSTOP)
+			break;
+	}
+	assert_int_equal(ptrace(PTRACE_DETACH, p.pid, NULL, NULL), 0);
+	end_program(&p);
+	/* One when it begins, one when it ends. */
+	return n_stops / 2;
+}
+
+/* Where a process has mapped a file that is to be flushed, what else it has mapped costs no call more than before. */
+static void test_other_memory_costs_nothing(void **state)
+{
+	if (getenv("SELFTEST_VALGRIND"))
+		skip();
+	assert_in_range(count_calls(ordinary, served.session.emulated), N_CALLS, N_CALLS + N_CALLS / 20);
+	/* The control. */
+	assert_in_range(count_calls(served.session.emulated, ordinary), 4 * N_CALLS, 12 * N_CALLS);
+}
+
 /* Of this process: field 22. */
 static uint64_t own_start_time(void)
 {
@@ -854,6 +907,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_chroot),
 		cmocka_unit_test(test_ordinary_costs_nothing),
+		cmocka_unit_test(test_other_memory_costs_nothing),
 		cmocka_unit_test(test_agent_restarted),
 		cmocka_unit_test(test_agent_preloaded),
 		cmocka_unit_test(test_no_agent),
@@ -865,6 +919,8 @@ int main(int argc, char **argv)
 
 	if (argc > 2 && strcmp(argv[1], "words") == 0)
 		return do_words(argv[2], argv + 3);
+	if (argc == 4 && strcmp(argv[1], "calls") == 0)
+		return do_calls(argv[2], argv[3]);
 	if (argc == 4 && strcmp(argv[1], "looks") == 0)
 		return do_looks(argv[2], argv[3]);
 	if (argc == 3 && strcmp(argv[1], "threads") == 0)
