@@ -142,6 +142,14 @@ static int get_state_problem(sd_bus *bus, const char *path, const char *interfac
 	return sd_bus_message_append(reply, "s", manager_get_state_problem(b->manager));
 }
 
+static int get_scan_problem(sd_bus *bus, const char *path, const char *interface, const char *property,
+			    sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	struct bus *b = userdata;
+
+	return sd_bus_message_append(reply, "s", manager_get_scan_problem(b->manager));
+}
+
 static int get_version(sd_bus *bus, const char *path, const char *interface, const char *property,
 		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
@@ -220,6 +228,7 @@ static const sd_bus_vtable manager_vtable[] = {
 	SD_BUS_PROPERTY("Instance", "s", get_instance, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_PROPERTY("Basis", "s", get_basis, 0, 0),
 	SD_BUS_PROPERTY("StateProblem", "s", get_state_problem, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+	SD_BUS_PROPERTY("ScanProblem", "s", get_scan_problem, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
 	SD_BUS_METHOD_WITH_ARGS("Flush", SD_BUS_ARGS("h", descriptor, "a{sv}", options), FLUSH_RESULT, method_flush,
 				SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD_WITH_ARGS("FlushPath", SD_BUS_ARGS("s", path, "a{sv}", options), FLUSH_RESULT, method_flush_path,

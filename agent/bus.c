@@ -214,10 +214,15 @@ static void region_added(struct bus *b, struct manager_region *mr)
 
 static void on_event(enum manager_event event, struct manager_region *mr, void *userdata)
 {
+	static const char *const properties[] = {
+		[MANAGER_STATE] = "StateProblem",
+		[MANAGER_SCAN] = "ScanProblem",
+		[MANAGER_INSTANCE] = "Instance",
+	};
 	struct bus_region *br;
 
-	if (event == MANAGER_STATE || event == MANAGER_INSTANCE) {
-		bus_manager_tell(userdata, event == MANAGER_STATE ? "StateProblem" : "Instance");
+	if (event < ARRAY_SIZE(properties) && properties[event]) {
+		bus_manager_tell(userdata, properties[event]);
 		return;
 	}
 	bus_tickets_notice(userdata, event, mr);
@@ -250,6 +255,7 @@ static void on_event(enum manager_event event, struct manager_region *mr, void *
 		break;
 	case MANAGER_REGION_ADDED:
 	case MANAGER_STATE:
+	case MANAGER_SCAN:
 	case MANAGER_INSTANCE:
 		break;
 	}

@@ -23,7 +23,7 @@ static bool ask_agent(struct ctl *c, struct doctor_facts *f)
 	    sd_bus_get_property_string(c->bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "Basis", NULL, &basis) < 0)
 		return false;
 	f->witness = strcmp(basis, "own-flush") != 0;
-	problem = ctl_get_state_problem(c);
+	problem = ctl_get_problem(c, "StateProblem");
 	if (problem)
 		snprintf(f->state_problem, sizeof(f->state_problem), "%s", problem);
 	return true;

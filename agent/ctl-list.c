@@ -159,17 +159,29 @@ static int print_regions(const struct ctl *c, const struct ctl_region *const *re
 	return CTL_EXIT_FAILURE;
 }
 
+/* Whether there may be regions that the agent doesn't know. */
+static bool tell_blindness(struct ctl *c)
+{
+	_cleanup_free_ char *problem = ctl_get_problem(c, "ScanProblem");
+
+	if (problem)
+		ctl_error(NULL, "%s", problem);
+	return problem;
+}
+
 int ctl_list(struct ctl *c, char **arguments, unsigned int n)
 {
 	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	_cleanup_free_ const struct ctl_region **all = NULL;
 	int r = ctl_get_regions(c, &list);
+	bool blind;
 
 	if (r != 0)
 		return r;
+	blind = tell_blindness(c);
 	if (c->quiet)
 		return 0;
-	if (list.n_regions == 0 && !c->json) {
+	if (list.n_regions == 0 && !c->json && !blind) {
 		printf("This machine has no persistent memory.\n");
 		return 0;
 	}
@@ -196,6 +208,7 @@ int ctl_status(struct ctl *c, char **arguments, unsigned int n)
 	_cleanup_free_ char *problem = NULL;
 	unsigned int n_chosen = 0;
 	int r = ctl_get_regions(c, &list), status = 0;
+	bool blind;
 
 	if (r != 0)
 		return r;
@@ -215,12 +228,15 @@ int ctl_status(struct ctl *c, char **arguments, unsigned int n)
 	}
 	for (unsigned int i = 0; i < n_chosen; i++)
 		status = ctl_worse(status, state_status(chosen[i]));
-	problem = ctl_get_state_problem(c);
+	problem = ctl_get_problem(c, "StateProblem");
 	if (problem)
 		ctl_error(NULL, "%s; until then, what is lost may be forgotten at the next boot", problem);
+	blind = tell_blindness(c);
+	if (blind && n == 0)
+		status = ctl_worse(status, answer_get(PMEM_AGENT_UNKNOWN)->exit_status);
 	if (c->quiet)
 		return status;
-	if (list.n_regions == 0 && !c->json)
+	if (list.n_regions == 0 && !c->json && !blind)
 		printf("This machine has no persistent memory.\n");
 	else if (n_chosen > 0 || c->json)
 		status = ctl_worse(status, print_regions(c, chosen, n_chosen, VIEW_STATUS));

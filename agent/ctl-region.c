@@ -246,15 +246,14 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 	return 0;
 }
 
-char *ctl_get_state_problem(struct ctl *c)
+char *ctl_get_problem(struct ctl *c, const char *property)
 {
 	_cleanup_free_ char *text = NULL;
 
 	/* The host is not told. */
 	if (c->link)
 		return NULL;
-	if (sd_bus_get_property_string(c->bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, "StateProblem", NULL, &text) <
-		0 ||
+	if (sd_bus_get_property_string(c->bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, property, NULL, &text) < 0 ||
 	    !text[0])
 		return NULL;
 	return strdup(text);

@@ -142,8 +142,10 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret);
 void ctl_regions_clear(struct ctl_regions *list);
 const struct ctl_region *ctl_regions_find(const struct ctl_regions *list, const char *name);
 
-/* Why the agent cannot record losses, as a sentence; NULL if it can, or doesn't say. Free it. */
-char *ctl_get_state_problem(struct ctl *c);
+/* What the agent says is wrong with it, "StateProblem" or "ScanProblem": a sentence; NULL: nothing, or it doesn't say.
+ * Free it.
+ */
+char *ctl_get_problem(struct ctl *c, const char *property);
 
 /* Reads a{sv}. Properties that aren't there stay as they are. 0 or a negative errno. */
 int ctl_region_read(struct ctl_region *region, sd_bus_message *m);

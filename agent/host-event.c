@@ -103,7 +103,7 @@ void host_on_manager_event(enum manager_event event, struct manager_region *mr, 
 		begin_instance(h);
 		return;
 	}
-	if (event == MANAGER_STATE || event == MANAGER_ROUND)
+	if (event == MANAGER_STATE || event == MANAGER_SCAN || event == MANAGER_ROUND)
 		return;
 	if (event == MANAGER_DURABLE) {
 		/* The last round of a region that has been removed is nobody's business any more. */
@@ -140,6 +140,7 @@ void host_on_manager_event(enum manager_event event, struct manager_region *mr, 
 	case MANAGER_DURABLE:
 	case MANAGER_ROUND:
 	case MANAGER_STATE:
+	case MANAGER_SCAN:
 	case MANAGER_INSTANCE:
 		break;
 	}

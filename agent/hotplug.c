@@ -10,7 +10,6 @@
 #include <systemd/sd-device.h>
 
 #include "hotplug.h"
-#include "log.h"
 
 struct hotplug {
 	struct manager *manager;
@@ -22,12 +21,8 @@ struct hotplug {
 static int on_rescan(sd_event_source *source, void *userdata)
 {
 	struct hotplug *h = userdata;
-	int r;
 
-	r = manager_rescan(h->manager);
-	if (r < 0)
-		log_daemon(LOG_WARNING, LOG_EVENT_NONE, "Could not look for regions, those known stay as they are: %s",
-			   strerror(-r));
+	manager_rescan(h->manager);
 	if (h->host)
 		host_open(h->host);
 	return 0;

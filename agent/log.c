@@ -48,6 +48,7 @@ static const char *const event_ids[N_LOG_EVENTS] = {
 	[LOG_EVENT_HOST] = "308aa7fdd4a640a8ac950c2cdd3f38ac",
 	[LOG_EVENT_ACKNOWLEDGED] = "15e85b4bad9744a788e4fafc252c2cb5",
 	[LOG_EVENT_STATE] = "6775714e59e04d0e930907fd0a005fa8",
+	[LOG_EVENT_SCAN] = "af5bc1650b0d4cdd913991299ec75404",
 };
 
 const char *log_event_id(enum log_event event)

@@ -2,7 +2,8 @@
 /*
  * manager-private: what the files of the owner's floor share
  *
- *   manager.c    which regions there are, and who is told
+ *   manager.c    how it starts and stops, and who is told
+ *   regions.c    which regions there are
  *   round.c      the rounds of one region: its worker, its page, its losses
  *   round-set.c  from the plan of a round to what its worker is told
  *   round-host.c what of a round only the host can do
@@ -18,10 +19,13 @@
 #include "lib/wire.h"
 #include "manager.h"
 #include "mount-cache.h"
+#include "scan.h"
 #include "state.h"
 #include "stats.h"
 #include "witness.h"
 #include "worker.h"
+
+#define WATCH_MAX_STRANGERS 16
 
 /* Of a round that the host has a part in. */
 struct round_host {
@@ -78,10 +82,19 @@ struct manager {
 	struct manager_region_list removed;
 	struct manager_listener *listeners;
 
+	struct {
+		struct scan *scan; /* NULL: none is under way */
+		sd_event_source *source, *timer;
+		bool again;        /* something has changed since it began */
+		char problem[256]; /* "" if the regions known are all there are, or will be in a moment */
+	} look;
+
 	struct mount_cache *mounts;
 	struct witness *witness; /* NULL: not set up, or not to be relied on any more */
 	struct {
 		sd_event_source *source, *settle;
+		struct witness_entry strangers[WATCH_MAX_STRANGERS]; /* of disks whose regions are not known yet */
+		unsigned int n_strangers;                            /* more: not all have had room */
 	} watch;
 
 	struct {
@@ -140,14 +153,23 @@ struct request {
 
 /* ---- manager.c ---- */
 
-/* manager_rescan() for watch.c, which has read the witness: what it says of a region must not come after its removal.
- */
-int manager_scan(struct manager *m);
 void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
+struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
+
+/* ---- regions.c ---- */
+
+/* Waits for the first look, but not for long: it is reported then, and goes on. 0 or a negative errno. */
+int regions_start(struct manager *m);
+void regions_stop(struct manager *m);
+
+/* Has a child look for regions; if one does already, once more after that. */
+void regions_look(struct manager *m);
+
+/* No region is known to have it, but that is no reason to call it no persistent memory: not all has been seen yet. */
+bool regions_is_unseen(const struct manager *m, const struct leaf *leaf);
 
 /* `*seen`, which is taken, stands for the region from now on; where it is flushed in another way, as a new one. */
 void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen);
-struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
 
 /* ---- round.c ---- */
 
@@ -244,6 +266,9 @@ void watch_read(struct manager *m, struct manager_region *just_lost);
 
 /* Entries that came while a round was in flight may be looked at. */
 void watch_resume(struct manager *m);
+
+/* Regions have been looked for. `all`: whose is none of theirs is nobody's. */
+void watch_regions_seen(struct manager *m, bool all);
 
 /* ---- request.c ---- */
 

@@ -5,7 +5,6 @@
 
 #include "log.h"
 #include "manager-private.h"
-#include "scan.h"
 
 /* ---- listeners ---- */
 
@@ -148,146 +147,6 @@ const char *manager_weaker_basis(const char *a, const char *b)
 	return strength_of(a) < strength_of(b) ? a : b;
 }
 
-/* ---- which regions there are ---- */
-
-static void remove_region(struct manager *m, struct manager_region *mr)
-{
-	log_region(LOG_INFO, LOG_EVENT_REGION_REMOVED, mr->region->name, 0, "%s has been removed", mr->region->name);
-	TAILQ_REMOVE(&m->regions, mr, entry);
-	manager_notify(m, MANAGER_REGION_REMOVED, mr);
-	round_region_remove(mr);
-}
-
-static int add_region(struct manager *m, struct region **region)
-{
-	struct manager_region *mr = NULL, *before;
-	int r = round_region_new(m, *region, &mr);
-
-	if (r < 0) {
-		log_region(LOG_ERR, LOG_EVENT_NONE, (*region)->name, 0, "%s cannot be served: %s", (*region)->name,
-			   strerrordesc_np(-r));
-		return r;
-	}
-	*region = NULL;
-
-	TAILQ_FOREACH (before, &m->regions, entry)
-		if (strverscmp(before->region->name, mr->region->name) > 0)
-			break;
-	if (before)
-		TAILQ_INSERT_BEFORE(before, mr, entry);
-	else
-		TAILQ_INSERT_TAIL(&m->regions, mr, entry);
-
-	/* Its stores came too late for the last flush. */
-	if (mr->flush)
-		m->stop.clean = false;
-	log_region(LOG_INFO, LOG_EVENT_REGION_ADDED, mr->region->name, 0, "%s: %s, %s, method %s", mr->region->name,
-		   mr->region->provider, mr->region->asynchronous ? "asynchronous" : "synchronous",
-		   region_method_to_string(mr->region->method));
-	manager_notify(m, MANAGER_REGION_ADDED, mr);
-	return 0;
-}
-
-/* Whether the rounds can go on as they are after a scan that saw something new. */
-static bool same_way_to_flush(const struct region *a, const struct region *b)
-{
-	return strcmp(a->identity, b->identity) == 0 && a->method == b->method &&
-	       (a->flush_namespace ? a->flush_namespace->devnum : 0) ==
-		   (b->flush_namespace ? b->flush_namespace->devnum : 0);
-}
-
-static struct region **find_in(struct region_list *list, const char *name)
-{
-	for (unsigned int i = 0; i < list->n_regions; i++)
-		if (list->regions[i] && strcmp(list->regions[i]->name, name) == 0)
-			return &list->regions[i];
-	return NULL;
-}
-
-static void update_region(struct manager *m, struct manager_region *mr, struct region **seen)
-{
-	struct region *old = mr->region;
-
-	if (!seen || !same_way_to_flush(old, *seen)) {
-		remove_region(m, mr);
-		return;
-	}
-	if (!region_equal(old, *seen)) {
-		mr->region = *seen;
-		*seen = old;
-		manager_notify(m, MANAGER_REGION_CHANGED, mr);
-	}
-	*seen = region_free(*seen);
-}
-
-void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen)
-{
-	update_region(m, mr, seen);
-	if (*seen)
-		add_region(m, seen);
-}
-
-/* The host's word goes with what stays where it was. */
-static int keep_backing(const struct region *old, struct region *seen)
-{
-	if (!seen || old->resource != seen->resource || old->size != seen->size)
-		return 0;
-	return region_set_backing(seen, &old->backing);
-}
-
-int manager_scan(struct manager *m)
-{
-	struct manager_region *mr, *next;
-	struct region_list list = {};
-	int r;
-
-	mount_cache_forget(m->mounts);
-	r = scan_regions(&list);
-	if (r < 0)
-		return r;
-
-	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
-		next = TAILQ_NEXT(mr, entry);
-		struct region **seen = find_in(&list, mr->region->name);
-
-		if (mr->region->kind == REGION_KIND_EMULATED)
-			continue;
-		if (seen && keep_backing(mr->region, *seen) < 0)
-			*seen = region_free(*seen);
-		update_region(m, mr, seen && *seen ? seen : NULL);
-	}
-	for (unsigned int i = 0; i < list.n_regions; i++)
-		if (list.regions[i])
-			add_region(m, &list.regions[i]);
-
-	region_list_clear(&list);
-	return 0;
-}
-
-int manager_rescan(struct manager *m)
-{
-	watch_read(m, NULL);
-	return manager_scan(m);
-}
-
-static void add_emulated(struct manager *m)
-{
-	for (unsigned int i = 0; i < m->conf->n_regions; i++) {
-		const struct conf_region *c = &m->conf->regions[i];
-		_cleanup_(region_freep) struct region *region = NULL;
-		int r;
-
-		if (!c->emulate[0])
-			continue;
-		r = scan_emulated(c->name, c->emulate, &region);
-		if (r < 0)
-			log_region(LOG_ERR, LOG_EVENT_CONFIG, c->name, 0, "%s: Emulate=%s: %s", c->name, c->emulate,
-				   strerrordesc_np(-r));
-		else
-			add_region(m, &region);
-	}
-}
-
 /* ---- the manager ---- */
 
 int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, const char *state_dir,
@@ -317,8 +176,7 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 	if (r < 0)
 		return r;
 
-	add_emulated(m);
-	r = manager_rescan(m);
+	r = regions_start(m);
 	if (r < 0)
 		return r;
 	watch_start(m);
@@ -351,6 +209,7 @@ struct manager *manager_free(struct manager *m)
 	sd_event_source_disable_unref(m->watch.source);
 	sd_event_source_disable_unref(m->watch.settle);
 	sd_event_source_disable_unref(m->stop.timer);
+	regions_stop(m);
 	mount_cache_free(m->mounts);
 	witness_free(m->witness);
 	loss_stop(m);

@@ -30,8 +30,11 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 struct manager *manager_free(struct manager *m);
 DEFINE_CLEANUP(struct manager *, manager_free)
 
-/* Scans, and adds, replaces and removes regions accordingly. 0 or a negative errno (the regions stay as they were). */
-int manager_rescan(struct manager *m);
+/* Something has changed: regions that are gone are removed, and a look for others begins. */
+void manager_rescan(struct manager *m);
+
+/* Why regions may be there that are not known, or not as they are: a sentence; "" if all is well. */
+const char *manager_get_scan_problem(const struct manager *m);
 
 /* Flushes every region once more and calls `done` from the loop, after the stop time at the latest. */
 void manager_stop(struct manager *m, void (*done)(bool clean, void *userdata), void *userdata);
@@ -94,6 +97,7 @@ enum manager_event {
 	MANAGER_STALLED,
 	MANAGER_RECOVERED,
 	MANAGER_STATE,    /* manager_get_state_problem(); of no region */
+	MANAGER_SCAN,     /* manager_get_scan_problem(); of no region */
 	MANAGER_INSTANCE, /* manager_get_instance(): what was confirmed before is void; of no region */
 };
 

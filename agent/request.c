@@ -117,6 +117,22 @@ static int describe_refusal(const struct manager_region *mr, int answer, char de
 	return answer;
 }
 
+/* There is a device below it that is of no region. */
+static int refuse_other(const struct request *r, const struct leaf *other, char detail[static MOUNT_DETAIL_MAX])
+{
+	const char *where = r->n_parts > 0 ? "partly on" : "on", *name = other ? other->name : "no device";
+
+	if (other && regions_is_unseen(r->manager, other)) {
+		snprintf(detail, MOUNT_DETAIL_MAX,
+			 "%.80s is %s %s, which the agent has not looked at yet; pmemctl status tells if that hangs",
+			 r->target.source, where, name);
+		return PMEM_AGENT_UNKNOWN;
+	}
+	snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is %s %s, which is no persistent memory", r->target.source, where,
+		 name);
+	return r->n_parts > 0 ? PMEM_AGENT_MIXED : PMEM_AGENT_ORDINARY;
+}
+
 /*
  * The regions below the target. `answer` is what mount.c said: a filesystem that it refuses is refused as such only
  * if there is a region below it.
@@ -136,11 +152,8 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 			other = &r->target.leaves[i];
 	}
 
-	if (r->n_parts == 0 && (other || answer == 0)) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is on %s, which is no persistent memory", r->target.source,
-			 other ? other->name : "no device");
-		return PMEM_AGENT_ORDINARY;
-	}
+	if (r->n_parts == 0 && (other || answer == 0))
+		return refuse_other(r, other, detail);
 	/* A failure often sets the filesystem read-only: that is no news then. */
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		manager_region_get_status(r->parts[i].region, &status);
@@ -149,11 +162,8 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 	}
 	if (answer != 0)
 		return answer;
-	if (other) {
-		snprintf(detail, MOUNT_DETAIL_MAX, "%.120s is partly on %s, which is no persistent memory",
-			 r->target.source, other->name);
-		return PMEM_AGENT_MIXED;
-	}
+	if (other)
+		return refuse_other(r, other, detail);
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		answer = check_method(r->parts[i].region, detail);
 		if (answer != 0)

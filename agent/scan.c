@@ -5,13 +5,17 @@
 #include <daxctl/libdaxctl.h>
 #include <fcntl.h>
 #include <ndctl/libndctl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <syslog.h>
 #include <systemd/sd-id128.h>
 
+#include "child.h"
 #include "scan.h"
 #include "sysfs.h"
 
@@ -147,7 +151,6 @@ static int scan_region(struct ndctl_bus *bus, struct ndctl_region *ndr, struct r
 {
 	_cleanup_(region_freep) struct region *r = region_new();
 	struct ndctl_namespace *ndns;
-	int e;
 
 	if (!r)
 		return -ENOMEM;
@@ -166,9 +169,6 @@ static int scan_region(struct ndctl_bus *bus, struct ndctl_region *ndr, struct r
 		if (ndctl_namespace_get_size(ndns) > 0 && r->n_namespaces < REGION_MAX_NAMESPACES)
 			scan_namespace(ndns, &r->namespaces[r->n_namespaces++]);
 	}
-	e = region_classify(r);
-	if (e < 0)
-		return e;
 	*ret = r;
 	r = NULL;
 	return 0;
@@ -193,29 +193,154 @@ static int scan_context(struct ndctl_ctx *ctx, struct region_list *list)
 			list->n_regions++;
 		}
 	}
+	return 0;
+}
+
+/* What there is, not classified yet. */
+static int look(struct region_list *ret)
+{
+	_cleanup_(ndctl_freep) struct ndctl_ctx *ctx = NULL;
+	int e;
+
+	e = ndctl_new(&ctx);
+	if (e < 0)
+		return e == -ENOENT || e == -ENODEV ? 0 : e;
+	/* Below every priority it uses; and it hands this on to libdaxctl. */
+	ndctl_set_log_priority(ctx, LOG_EMERG);
+	return scan_context(ctx, ret);
+}
+
+static int conclude(struct region_list *list)
+{
+	for (unsigned int i = 0; i < list->n_regions; i++) {
+		int e = region_classify(list->regions[i]);
+
+		if (e < 0)
+			return e;
+	}
 	return region_refuse_copies(list->regions, list->n_regions);
 }
 
 int scan_regions(struct region_list *ret)
 {
-	_cleanup_(ndctl_freep) struct ndctl_ctx *ctx = NULL;
 	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
-	int e;
+	int e = look(&list);
 
-	e = ndctl_new(&ctx);
-	if (e < 0 && e != -ENOENT && e != -ENODEV)
+	if (e >= 0)
+		e = conclude(&list);
+	if (e < 0)
 		return e;
-	if (e == 0) {
-		/* Below every priority it uses; and it hands this on to libdaxctl. */
-		ndctl_set_log_priority(ctx, LOG_EMERG);
-		e = scan_context(ctx, &list);
-		if (e < 0)
-			return e;
-	}
 	*ret = list;
 	list.n_regions = 0;
 	return 0;
 }
+
+/* ---- by a child ---- */
+
+struct message {
+	bool last;
+	int error;            /* of the last: how it ended */
+	struct region region; /* of any other; not classified */
+};
+
+struct scan {
+	pid_t pid;
+	int socket;
+	struct message message; /* the newest */
+	struct region_list list;
+};
+
+static void look_for_parent(int sock, void *userdata)
+{
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
+	struct message m = {};
+
+	/* Nobody needs anything of it after that. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	m.error = look(&list);
+	for (unsigned int i = 0; m.error >= 0 && i < list.n_regions; i++) {
+		m.region = *list.regions[i];
+		if (send(sock, &m, sizeof(m), MSG_NOSIGNAL) < 0)
+			return;
+	}
+	m.last = true;
+	send(sock, &m, sizeof(m), MSG_NOSIGNAL);
+}
+
+int scan_start(struct scan **ret)
+{
+	struct scan *s = calloc(1, sizeof(*s));
+	int e;
+
+	if (!s)
+		return -ENOMEM;
+	e = child_start("pmem-scan", look_for_parent, NULL, &s->pid, &s->socket);
+	if (e < 0) {
+		free(s);
+		return e;
+	}
+	*ret = s;
+	return 0;
+}
+
+struct scan *scan_free(struct scan *s)
+{
+	if (s) {
+		region_list_clear(&s->list);
+		safe_close(s->socket);
+		free(s);
+	}
+	return NULL;
+}
+
+int scan_get_fd(const struct scan *s)
+{
+	return s->socket;
+}
+
+pid_t scan_get_pid(const struct scan *s)
+{
+	return s->pid;
+}
+
+/* 0: there may be more; 1: it was the last; or a negative errno. */
+static int receive(struct scan *s)
+{
+	struct message *m = &s->message;
+	ssize_t n = recv(s->socket, m, sizeof(*m), MSG_DONTWAIT);
+	struct region *r;
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return -EAGAIN;
+	if (n != sizeof(*m) || (!m->last && s->list.n_regions == SCAN_MAX_REGIONS))
+		return -EPIPE;
+	if (m->last)
+		return m->error < 0 ? m->error : 1;
+	r = region_new();
+	if (!r)
+		return -ENOMEM;
+	*r = m->region;
+	s->list.regions[s->list.n_regions++] = r;
+	return 0;
+}
+
+int scan_collect(struct scan *s, struct region_list *ret)
+{
+	int e;
+
+	do
+		e = receive(s);
+	while (e == 0);
+	if (e >= 0)
+		e = conclude(&s->list);
+	if (e < 0)
+		return e;
+	*ret = s->list;
+	s->list.n_regions = 0;
+	return 0;
+}
+
+/* ---- emulated ---- */
 
 int scan_emulated(const char *name, const char *path, struct region **ret)
 {

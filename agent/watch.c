@@ -12,8 +12,7 @@
 #include "sysfs.h"
 
 /* One failed request completes several times, as its parts do: what comes within this is one loss. */
-#define WATCH_SETTLE_USEC   (5 * USEC_PER_MSEC)
-#define WATCH_MAX_STRANGERS 16
+#define WATCH_SETTLE_USEC (5 * USEC_PER_MSEC)
 
 /* ---- one entry ---- */
 
@@ -71,25 +70,32 @@ static bool hit(struct manager *m, bool (*concerns)(const struct region *region,
 	return found;
 }
 
-/* Disks whose regions are not known yet. */
-struct strangers {
-	struct witness_entry entries[WATCH_MAX_STRANGERS];
-	unsigned int n;
-};
+/* Its region is yet to be seen. */
+static void keep_stranger(struct manager *m, dev_t disk, int error)
+{
+	if (m->watch.n_strangers < WATCH_MAX_STRANGERS)
+		m->watch.strangers[m->watch.n_strangers] =
+		    (struct witness_entry){ .type = WITNESS_ENTRY_ERROR, .devnum = disk, .error = error };
+	if (m->watch.n_strangers <= WATCH_MAX_STRANGERS)
+		m->watch.n_strangers++;
+}
 
-static void hit_error(struct manager *m, const struct witness_entry *e, struct strangers *s)
+/* Whether it is of a disk whose region is not known. */
+static bool hit_error(struct manager *m, const struct witness_entry *e)
 {
 	dev_t disk;
 	int r = get_disk(e->devnum, &disk);
 
 	if (r == -ENOTBLK)
-		return;
+		return false;
 	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
 	if (r < 0)
 		hit(m, has_major, e->devnum, e->error, FLUSH_ORIGIN_WITNESS);
-	else if (!hit(m, has_disk, disk, e->error, FLUSH_ORIGIN_WITNESS) && s->n++ < WATCH_MAX_STRANGERS)
-		s->entries[s->n - 1] =
-		    (struct witness_entry){ .type = WITNESS_ENTRY_ERROR, .devnum = disk, .error = e->error };
+	else if (!hit(m, has_disk, disk, e->error, FLUSH_ORIGIN_WITNESS)) {
+		keep_stranger(m, disk, e->error);
+		return true;
+	}
+	return false;
 }
 
 static void hit_overrun(struct manager *m)
@@ -97,15 +103,32 @@ static void hit_overrun(struct manager *m)
 	hit(m, is_any, 0, EIO, FLUSH_ORIGIN_OVERRUN);
 }
 
-/* After all other entries: a scan may remove the region that one of them is about. */
-static void hit_strangers(struct manager *m, const struct strangers *s)
+static void forget_hits(struct manager *m, const struct manager_region *just_lost)
 {
-	if (s->n == 0 || manager_scan(m) < 0)
-		return;
-	if (s->n > WATCH_MAX_STRANGERS)
+	struct manager_region *mr;
+
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		mr->hit = mr == just_lost;
+	TAILQ_FOREACH (mr, &m->removed, entry)
+		mr->hit = mr == just_lost;
+}
+
+void watch_regions_seen(struct manager *m, bool all)
+{
+	unsigned int n = m->watch.n_strangers;
+
+	forget_hits(m, NULL);
+	if (n > WATCH_MAX_STRANGERS)
 		hit_overrun(m);
-	for (unsigned int i = 0; i < s->n && i < WATCH_MAX_STRANGERS; i++)
-		hit(m, has_disk, s->entries[i].devnum, s->entries[i].error, FLUSH_ORIGIN_WITNESS);
+	/* Else those that have had no room are still to hit what is seen next. */
+	if (n <= WATCH_MAX_STRANGERS || all)
+		m->watch.n_strangers = 0;
+	for (unsigned int i = 0; n <= WATCH_MAX_STRANGERS && i < n; i++) {
+		struct witness_entry e = m->watch.strangers[i];
+
+		if (!hit(m, has_disk, e.devnum, e.error, FLUSH_ORIGIN_WITNESS) && !all)
+			m->watch.strangers[m->watch.n_strangers++] = e;
+	}
 }
 
 /* ---- all there are ---- */
@@ -131,17 +154,13 @@ static void mark_reading(struct manager *m, uint32_t reading)
 
 void watch_read(struct manager *m, struct manager_region *just_lost)
 {
-	struct strangers strangers = { .n = 0 };
 	struct witness_entry entry;
-	struct manager_region *mr;
+	bool strange = false;
 	int r = 0;
 
 	if (!m->witness)
 		return;
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		mr->hit = mr == just_lost;
-	TAILQ_FOREACH (mr, &m->removed, entry)
-		mr->hit = mr == just_lost;
+	forget_hits(m, just_lost);
 
 	/* What is taken from the trace is nowhere but here until it is counted. */
 	if (!witness_has_more(m->witness))
@@ -152,7 +171,7 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 		case WITNESS_ENTRY_NONE:
 			break;
 		case WITNESS_ENTRY_ERROR:
-			hit_error(m, &entry, &strangers);
+			strange |= hit_error(m, &entry);
 			break;
 		case WITNESS_ENTRY_OVERRUN:
 			hit_overrun(m);
@@ -160,7 +179,8 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 		}
 	}
 	mark_reading(m, 0);
-	hit_strangers(m, &strangers);
+	if (strange)
+		regions_look(m);
 	if (r < 0)
 		give_up(m, -r);
 }

@@ -1,201 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test-scan: scan, on sysfs as it was recorded in real guests (pmemctl doctor --record)
- *
- * libndctl's root is /sys and nothing else, so the test has a mount namespace of its own, and in it the recorded tree
- * instead of /sys. Where no namespace can be had, libumockdev-preload shows the tree in its place.
+ * test-scan: scan, on sysfs as it was recorded in real guests
  */
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <ftw.h>
-#include <sched.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <unistd.h>
-#include <cmocka.h>
 
 #include "agent/scan.h"
-
-#define PRELOAD "libumockdev-preload.so.0"
-
-static char root[] = "/tmp/test-scan.XXXXXX";
-static bool preloaded;
-
-/* ---- the recorded tree ---- */
-
-static void make_parents(char *path)
-{
-	for (char *slash = path + strlen(root) + 1; (slash = strchr(slash, '/')); slash++) {
-		*slash = '\0';
-		mkdir(path, 0755);
-		*slash = '/';
-	}
-}
-
-static void unescape(char *text)
-{
-	char *to = text;
-
-	for (; *text; text++) {
-		if (*text == '\\')
-			*to++ = *++text == 'n' ? '\n' : *text;
-		else
-			*to++ = *text;
-	}
-	*to = '\0';
-}
-
-static void restore_file(const char *path, const char *mode, char *text)
-{
-	FILE *f = fopen(path, "we");
-
-	assert_non_null(f);
-	unescape(text);
-	assert_true(fprintf(f, "%s\n", text) > 0);
-	assert_int_equal(fclose(f), 0);
-	assert_int_equal(chmod(path, strtoul(mode, NULL, 8)), 0);
-}
-
-static void restore_line(char *line)
-{
-	char *type = strsep(&line, "\t"), *mode = type[0] == 'f' ? strsep(&line, "\t") : NULL;
-	char *name = strsep(&line, "\t"), path[4096];
-
-	assert_non_null(name);
-	assert_int_equal(strncmp(name, "/sys/", 5), 0);
-	snprintf(path, sizeof(path), "%s%s", root, name);
-	make_parents(path);
-	if (type[0] == 'd')
-		mkdir(path, 0755);
-	else if (type[0] == 'l')
-		assert_int_equal(symlink(line, path), 0);
-	else
-		restore_file(path, mode, line);
-}
-
-static void restore(const char *recording)
-{
-	char path[256], *line = NULL;
-	size_t size = 0;
-	ssize_t n;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "selftest/sysfs/%s.sysfs", recording);
-	f = fopen(path, "re");
-	if (!f)
-		fail_msg("%s: run this from the top of the source tree", path);
-	while ((n = getline(&line, &size, f)) > 0) {
-		line[n - 1] = '\0';
-		if (line[0] != '#')
-			restore_line(line);
-	}
-	free(line);
-	fclose(f);
-}
-
-/* Another text for an attribute, its mode kept; NULL takes it away. */
-static void change(const char *name, const char *text)
-{
-	char path[4096];
-	struct stat st;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "%s%s", root, name);
-	assert_int_equal(stat(path, &st), 0);
-	assert_int_equal(unlink(path), 0);
-	if (!text)
-		return;
-	f = fopen(path, "we");
-	assert_non_null(f);
-	assert_true(fprintf(f, "%s\n", text) > 0);
-	assert_int_equal(fclose(f), 0);
-	assert_int_equal(chmod(path, st.st_mode & 0777), 0);
-}
-
-/* ---- instead of /sys ---- */
-
-static void write_file(const char *path, const char *text)
-{
-	_cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, text, strlen(text)) < 0)
-		fprintf(stderr, "# %s: %m\n", path);
-}
-
-/* A mount namespace of our own: as the user we are, or as root. */
-static bool enter_namespace(void)
-{
-	char uid_map[64], gid_map[64];
-
-	snprintf(uid_map, sizeof(uid_map), "0 %u 1\n", getuid());
-	snprintf(gid_map, sizeof(gid_map), "0 %u 1\n", getgid());
-	if (unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0) {
-		write_file("/proc/self/setgroups", "deny");
-		write_file("/proc/self/uid_map", uid_map);
-		write_file("/proc/self/gid_map", gid_map);
-	} else if (unshare(CLONE_NEWNS) < 0) {
-		return false;
-	}
-	return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
-}
-
-static void show(void)
-{
-	char path[256], dev[256];
-
-	snprintf(path, sizeof(path), "%s/sys", root);
-	snprintf(dev, sizeof(dev), "%s/dev", root);
-	mkdir(path, 0755);
-	mkdir(dev, 0755);
-	if (preloaded) {
-		assert_int_equal(setenv("UMOCKDEV_DIR", root, 1), 0);
-		return;
-	}
-	assert_int_equal(mount(path, "/sys", NULL, MS_BIND, NULL), 0);
-	assert_int_equal(mount(dev, "/dev", NULL, MS_BIND, NULL), 0);
-}
-
-/* libdaxctl leaves out a device without a node. The node's own number is made up wrong: it must not be looked at. */
-static void make_node(const char *name)
-{
-	char path[256];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/dev/%s", root, name);
-	make_parents(path);
-	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
-	assert_true(fd >= 0);
-	close(fd);
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
-}
-
-static int set_up(void **state)
-{
-	strcpy(root + strlen(root) - 6, "XXXXXX");
-	return mkdtemp(root) ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-	if (preloaded) {
-		unsetenv("UMOCKDEV_DIR");
-	} else {
-		umount2("/dev", MNT_DETACH);
-		umount2("/sys", MNT_DETACH);
-	}
-	return nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
+#include "selftest/recorded.h"
 
 /* ---- tests ---- */
 
@@ -212,7 +22,7 @@ static void test_nothing(void **state)
 {
 	struct region_list list = { .n_regions = 99 };
 
-	show();
+	recorded_show();
 	assert_int_equal(scan_regions(&list), 0);
 	assert_int_equal(list.n_regions, 0);
 }
@@ -242,8 +52,8 @@ static void test_fsdax(void **state)
 {
 	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 
-	restore("virtio-pmem-fsdax");
-	show();
+	recorded_restore("virtio-pmem-fsdax");
+	recorded_show();
 	assert_int_equal(scan_regions(&list), 0);
 	assert_int_equal(list.n_regions, 2);
 	for (unsigned int i = 0; i < 2; i++) {
@@ -268,8 +78,8 @@ static void test_fsdax_info(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("virtio-pmem-fsdax-info");
-	show();
+	recorded_restore("virtio-pmem-fsdax-info");
+	recorded_show();
 	r = scan_one();
 	assert_region(r, "ndbus0", "virtio-pmem", 0x100000000);
 	assert_namespace(&r->namespaces[0], "namespace0.0", NAMESPACE_MODE_FSDAX, "pmem0", makedev(259, 0),
@@ -283,9 +93,9 @@ static void test_linux_7(void **state)
 {
 	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 
-	restore("virtio-pmem-linux-7.2");
-	make_node("dax1.0");
-	show();
+	recorded_restore("virtio-pmem-linux-7.2");
+	recorded_make_node("dax1.0");
+	recorded_show();
 	assert_int_equal(scan_regions(&list), 0);
 	assert_int_equal(list.n_regions, 2);
 	for (unsigned int i = 0; i < 2; i++) {
@@ -312,9 +122,9 @@ static void test_seed(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("virtio-pmem-devdax");
-	change("/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0/region0/namespace0.0/size", "0");
-	show();
+	recorded_restore("virtio-pmem-devdax");
+	recorded_change("/sys/devices/pci0000:00/0000:00:03.0/virtio2/ndbus0/region0/namespace0.0/size", "0");
+	recorded_show();
 	r = scan_one();
 	assert_int_equal(r->n_namespaces, 0);
 	assert_int_equal(r->method, REGION_METHOD_IMPOSSIBLE);
@@ -324,9 +134,9 @@ static void test_devdax(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("virtio-pmem-devdax");
-	make_node("dax0.0");
-	show();
+	recorded_restore("virtio-pmem-devdax");
+	recorded_make_node("dax0.0");
+	recorded_show();
 	r = scan_one();
 	assert_region(r, "ndbus0", "virtio-pmem", 0x100000000);
 	assert_namespace(&r->namespaces[0], "namespace0.0", NAMESPACE_MODE_DEVDAX, "dax0.0", makedev(253, 0),
@@ -340,8 +150,8 @@ static void test_sector(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("virtio-pmem-sector");
-	show();
+	recorded_restore("virtio-pmem-sector");
+	recorded_show();
 	r = scan_one();
 	assert_namespace(&r->namespaces[0], "namespace0.0", NAMESPACE_MODE_SECTOR, "pmem0s", makedev(259, 0),
 			 "2a24439b-f0d3-4e47-a49b-d41d387bb577");
@@ -352,8 +162,8 @@ static void test_nvdimm(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("nvdimm");
-	show();
+	recorded_restore("nvdimm");
+	recorded_show();
 	r = scan_one();
 	assert_region(r, "ndbus0", "ACPI.NFIT", 0x100000000);
 	assert_int_equal(r->mappings, 1);
@@ -367,8 +177,8 @@ static void test_unarmed(void **state)
 {
 	_cleanup_(region_freep) struct region *r = NULL;
 
-	restore("nvdimm-unarmed");
-	show();
+	recorded_restore("nvdimm-unarmed");
+	recorded_show();
 	r = scan_one();
 	assert_true(r->unarmed);
 	assert_true(r->read_only);
@@ -391,9 +201,9 @@ static void test_papr_recorded(void **state)
 	};
 	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
 
-	restore("papr-scm");
-	make_node("dax1.0");
-	show();
+	recorded_restore("papr-scm");
+	recorded_make_node("dax1.0");
+	recorded_show();
 	assert_int_equal(scan_regions(&list), 0);
 	assert_int_equal(list.n_regions, ARRAY_SIZE(wanted));
 	for (unsigned int i = 0; i < list.n_regions; i++) {
@@ -418,11 +228,11 @@ static void test_papr(void **state)
 	char of_node[] = "f\t444\t" NDBUS "/region0/of_node/ibm,hcall-flush-required\t";
 	char deep_flush[] = "f\t644\t" NDBUS "/region0/deep_flush\t1", path[256];
 
-	restore("virtio-pmem-devdax");
-	change(NDBUS "/provider", "ibm,persistent-memory:ibm,pmemory@44100000");
-	restore_line(of_node);
-	restore_line(deep_flush);
-	show();
+	recorded_restore("virtio-pmem-devdax");
+	recorded_change(NDBUS "/provider", "ibm,persistent-memory:ibm,pmemory@44100000");
+	recorded_line(of_node);
+	recorded_line(deep_flush);
+	recorded_show();
 	required = scan_one();
 	assert_true(required->of_node && required->flush_required && required->asynchronous);
 	assert_int_equal(required->deep_flush, 1);
@@ -430,13 +240,13 @@ static void test_papr(void **state)
 	assert_int_equal(required->method, REGION_METHOD_DEEP_FLUSH);
 
 	/* Whoever runs this is its owner and root in here: what is writable to nobody is so for root too. */
-	snprintf(path, sizeof(path), "%s" NDBUS "/region0/deep_flush", root);
+	snprintf(path, sizeof(path), "%s" NDBUS "/region0/deep_flush", recorded_root);
 	assert_int_equal(chmod(path, 0444), 0);
 	closed = scan_one();
 	assert_false(closed->deep_flush_writable);
 	assert_int_equal(closed->method, REGION_METHOD_IMPOSSIBLE);
 
-	change(NDBUS "/region0/of_node/ibm,hcall-flush-required", NULL);
+	recorded_change(NDBUS "/region0/of_node/ibm,hcall-flush-required", NULL);
 	synchronous = scan_one();
 	assert_true(synchronous->of_node);
 	assert_false(synchronous->flush_required || synchronous->asynchronous);
@@ -448,12 +258,12 @@ static void test_again(void **state)
 {
 	_cleanup_(region_freep) struct region *a = NULL, *b = NULL, *c = NULL;
 
-	restore("virtio-pmem-fsdax-info");
-	show();
+	recorded_restore("virtio-pmem-fsdax-info");
+	recorded_show();
 	a = scan_one();
 	b = scan_one();
 	assert_true(region_equal(a, b));
-	change(PMEM0 "/dev", "259:7");
+	recorded_change(PMEM0 "/dev", "259:7");
 	c = scan_one();
 	assert_int_equal(c->namespaces[0].devnum, makedev(259, 7));
 	assert_false(region_equal(a, c));
@@ -466,7 +276,7 @@ static void test_emulated(void **state)
 	struct stat st;
 	int fd;
 
-	snprintf(path, sizeof(path), "%s/file", root);
+	snprintf(path, sizeof(path), "%s/file", recorded_root);
 	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
 	assert_int_equal(ftruncate(fd, 4096), 0);
 	assert_int_equal(fstat(fd, &st), 0);
@@ -481,9 +291,9 @@ static void test_emulated(void **state)
 	assert_int_equal(r->method, REGION_METHOD_FILE);
 	assert_true(region_can_flush(r));
 
-	snprintf(missing, sizeof(missing), "%s/missing", root);
+	snprintf(missing, sizeof(missing), "%s/missing", recorded_root);
 	assert_int_equal(scan_emulated("scratch", missing, &none), -ENOENT);
-	assert_int_equal(scan_emulated("scratch", root, &none), -EISDIR);
+	assert_int_equal(scan_emulated("scratch", recorded_root, &none), -EISDIR);
 	assert_int_equal(scan_emulated("scratch", "/dev/null", &none), -EINVAL);
 	memset(missing, '/', sizeof(missing) - 1);
 	missing[sizeof(missing) - 1] = '\0';
@@ -491,7 +301,7 @@ static void test_emulated(void **state)
 	assert_null(none);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, recorded_set_up, recorded_tear_down)
 
 int main(int argc, char **argv)
 {
@@ -503,16 +313,7 @@ int main(int argc, char **argv)
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
-	preloaded = getenv("LD_PRELOAD") && strstr(getenv("LD_PRELOAD"), PRELOAD);
-	if (!preloaded && (getenv("TEST_SCAN_NO_NAMESPACE") || !enter_namespace())) {
-		void *library = dlopen(PRELOAD, RTLD_NOW);
-
-		if (!library) {
-			puts("1..0 # SKIP needs a mount namespace (unshare) or " PRELOAD);
-			return 0;
-		}
-		setenv("LD_PRELOAD", PRELOAD, 1);
-		execv("/proc/self/exe", argv);
-	}
+	if (!recorded_enter(argv))
+		return 0;
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,7 +9,7 @@
 #include "agent/log.h"
 #include "selftest/emulated.h"
 
-static unsigned int events[MANAGER_STATE + 1];
+static unsigned int events[MANAGER_INSTANCE + 1];
 static int journal = -1;
 static char journal_path[80];
 

@@ -2,21 +2,11 @@
 /*
  * test-watch: what the witness says before an answer, with a FIFO for its trace_pipe
  */
-#include <ftw.h>
-#include <sys/stat.h>
-
-#include "selftest/emulated.h"
+#include "selftest/watched.h"
 
 #define OVERRUN   "CPU:0 [LOST 3 EVENTS]\n"
 #define UNRELATED " a-1 [000] 1.0: block_bio_complete: 1,0 W () 0 + 8 [-5]\n"
 
-static const char *const attributes[][2] = {
-	{ "instance/tracing_on", "1\n" },
-	{ "instance/events/block/block_bio_complete/enable", "1\n" },
-	{ "instance/events/block/block_bio_complete/filter", "error != 0\n" },
-};
-
-static int trace = -1;
 static unsigned int n_taken, n_unmarked;
 
 int __real_witness_next(struct witness *w, struct witness_entry *ret);
@@ -28,51 +18,6 @@ int __wrap_witness_next(struct witness *w, struct witness_entry *ret)
 	n_taken++;
 	n_unmarked += pmem_agent_page_lost(page) == 0;
 	return __real_witness_next(w, ret);
-}
-
-/* An agent with a witness. */
-static void start_watched(void)
-{
-	static const char *const dirs[] = { "instance", "instance/events", "instance/events/block",
-					    "instance/events/block/block_bio_complete" };
-	char path[128];
-
-	for (size_t i = 0; i < ARRAY_SIZE(dirs); i++) {
-		snprintf(path, sizeof(path), "%s/%s", directory, dirs[i]);
-		assert_int_equal(mkdir(path, 0700), 0);
-	}
-	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++) {
-		snprintf(path, sizeof(path), "%s/%s", directory, attributes[i][0]);
-		assert_int_equal(write_file(path, attributes[i][1]), 0);
-	}
-	snprintf(path, sizeof(path), "%s/instance/trace_pipe", directory);
-	assert_int_equal(mkfifo(path, 0600), 0);
-	trace = open(path, O_RDWR | O_CLOEXEC);
-	assert_true(trace >= 0);
-
-	start_agent();
-	witness_free(manager->witness);
-	snprintf(path, sizeof(path), "%s/instance", directory);
-	assert_int_equal(witness_open(path, &manager->witness), 0);
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
-}
-
-static int tear_down_watched(void **state)
-{
-	char path[128];
-
-	trace = safe_close(trace);
-	snprintf(path, sizeof(path), "%s/instance", directory);
-	return nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS) < 0 ? -1 : tear_down(state);
-}
-
-static void say(const char *line)
-{
-	assert_int_equal(write(trace, line, strlen(line)), strlen(line));
 }
 
 static void test_nothing(void **state)

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * regions: which there are: a child looks, and what it has seen joins, changes or goes
+ *
+ * It is one look at a time, however long that hangs; meanwhile those stay that are known and can be seen to be there.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "log.h"
+#include "manager-private.h"
+#include "sysfs.h"
+
+/* ---- what was seen ---- */
+
+static void remove_region(struct manager *m, struct manager_region *mr)
+{
+	log_region(LOG_INFO, LOG_EVENT_REGION_REMOVED, mr->region->name, 0, "%s has been removed", mr->region->name);
+	TAILQ_REMOVE(&m->regions, mr, entry);
+	manager_notify(m, MANAGER_REGION_REMOVED, mr);
+	round_region_remove(mr);
+}
+
+static int add_region(struct manager *m, struct region **region)
+{
+	struct manager_region *mr = NULL, *before;
+	int r = round_region_new(m, *region, &mr);
+
+	if (r < 0) {
+		log_region(LOG_ERR, LOG_EVENT_NONE, (*region)->name, 0, "%s cannot be served: %s", (*region)->name,
+			   strerrordesc_np(-r));
+		return r;
+	}
+	*region = NULL;
+
+	TAILQ_FOREACH (before, &m->regions, entry)
+		if (strverscmp(before->region->name, mr->region->name) > 0)
+			break;
+	if (before)
+		TAILQ_INSERT_BEFORE(before, mr, entry);
+	else
+		TAILQ_INSERT_TAIL(&m->regions, mr, entry);
+
+	/* Its stores came too late for the last flush. */
+	if (mr->flush)
+		m->stop.clean = false;
+	log_region(LOG_INFO, LOG_EVENT_REGION_ADDED, mr->region->name, 0, "%s: %s, %s, method %s", mr->region->name,
+		   mr->region->provider, mr->region->asynchronous ? "asynchronous" : "synchronous",
+		   region_method_to_string(mr->region->method));
+	manager_notify(m, MANAGER_REGION_ADDED, mr);
+	return 0;
+}
+
+/* Whether the rounds can go on as they are after a scan that saw something new. */
+static bool same_way_to_flush(const struct region *a, const struct region *b)
+{
+	return strcmp(a->identity, b->identity) == 0 && a->method == b->method &&
+	       (a->flush_namespace ? a->flush_namespace->devnum : 0) ==
+		   (b->flush_namespace ? b->flush_namespace->devnum : 0);
+}
+
+static struct region **find_in(struct region_list *list, const char *name)
+{
+	for (unsigned int i = 0; i < list->n_regions; i++)
+		if (list->regions[i] && strcmp(list->regions[i]->name, name) == 0)
+			return &list->regions[i];
+	return NULL;
+}
+
+static void update_region(struct manager *m, struct manager_region *mr, struct region **seen)
+{
+	struct region *old = mr->region;
+
+	if (!seen || !same_way_to_flush(old, *seen)) {
+		remove_region(m, mr);
+		return;
+	}
+	if (!region_equal(old, *seen)) {
+		mr->region = *seen;
+		*seen = old;
+		manager_notify(m, MANAGER_REGION_CHANGED, mr);
+	}
+	*seen = region_free(*seen);
+}
+
+void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen)
+{
+	update_region(m, mr, seen);
+	if (*seen)
+		add_region(m, seen);
+}
+
+/* The host's word goes with what stays where it was. */
+static int keep_backing(const struct region *old, struct region *seen)
+{
+	if (!seen || old->resource != seen->resource || old->size != seen->size)
+		return 0;
+	return region_set_backing(seen, &old->backing);
+}
+
+static void take_seen(struct manager *m, struct region_list *list)
+{
+	struct manager_region *mr, *next;
+
+	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
+		next = TAILQ_NEXT(mr, entry);
+		struct region **seen = find_in(list, mr->region->name);
+
+		if (mr->region->kind == REGION_KIND_EMULATED)
+			continue;
+		if (seen && keep_backing(mr->region, *seen) < 0)
+			*seen = region_free(*seen);
+		update_region(m, mr, seen && *seen ? seen : NULL);
+	}
+	for (unsigned int i = 0; i < list->n_regions; i++)
+		if (list->regions[i])
+			add_region(m, &list->regions[i]);
+}
+
+/* ---- looking ---- */
+
+static void set_problem(struct manager *m, const char *text)
+{
+	if (strcmp(m->look.problem, text) == 0)
+		return;
+	snprintf(m->look.problem, sizeof(m->look.problem), "%s", text);
+	if (text[0])
+		log_daemon(LOG_WARNING, LOG_EVENT_SCAN, "%s", text);
+	else
+		log_daemon(LOG_NOTICE, LOG_EVENT_SCAN, "the regions have been looked at again");
+	manager_notify(m, MANAGER_SCAN, NULL);
+}
+
+static void set_failed(struct manager *m, int error)
+{
+	char text[sizeof(m->look.problem)];
+
+	snprintf(text, sizeof(text), "the agent could not look for regions: %s; those known stay as they are",
+		 strerrordesc_np(error));
+	set_problem(m, text);
+}
+
+static int on_late(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct manager *m = userdata;
+	char text[sizeof(m->look.problem)];
+
+	snprintf(text, sizeof(text),
+		 "a look for regions has not ended for %.1f s, as when a driver that is to let one go waits for its "
+		 "flush; those known stay as they are",
+		 (double)m->conf->stall_usec / USEC_PER_SEC);
+	set_problem(m, text);
+	return 0;
+}
+
+static void end_look(struct manager *m)
+{
+	m->look.source = sd_event_source_disable_unref(m->look.source);
+	m->look.timer = sd_event_source_disable_unref(m->look.timer);
+	m->look.scan = scan_free(m->look.scan);
+}
+
+/* 0, -EAGAIN: it goes on; or how it failed. */
+static int collect(struct manager *m)
+{
+	_cleanup_(region_list_clear) struct region_list list = { .n_regions = 0 };
+	int r = scan_collect(m->look.scan, &list);
+
+	if (r == -EAGAIN)
+		return r;
+	end_look(m);
+	if (r < 0)
+		return r;
+	/* What the witness says of a region must not come after its removal. */
+	watch_read(m, NULL);
+	mount_cache_forget(m->mounts);
+	take_seen(m, &list);
+	return 0;
+}
+
+static int on_seen(sd_event_source *source, int fd, uint32_t events, void *userdata)
+{
+	struct manager *m = userdata;
+	int r = collect(m);
+
+	if (r == -EAGAIN)
+		return 0;
+	if (r < 0)
+		set_failed(m, -r);
+	else
+		set_problem(m, "");
+	watch_regions_seen(m, r >= 0 && !m->look.again);
+	if (m->look.again)
+		regions_look(m);
+	return 0;
+}
+
+static int start_look(struct manager *m)
+{
+	int r = scan_start(&m->look.scan);
+
+	if (r < 0)
+		return r;
+	r = sd_event_add_io(m->event, &m->look.source, scan_get_fd(m->look.scan), EPOLLIN, on_seen, m);
+	if (r < 0)
+		return r;
+	return sd_event_add_time_relative(m->event, &m->look.timer, CLOCK_MONOTONIC, m->conf->stall_usec, 0, on_late,
+					  m);
+}
+
+void regions_look(struct manager *m)
+{
+	int r;
+
+	/* What is under way may have passed already what has changed now. */
+	m->look.again = m->look.scan;
+	if (m->look.again)
+		return;
+	r = start_look(m);
+	if (r < 0) {
+		end_look(m);
+		set_failed(m, -r);
+	}
+}
+
+/* Whoever looks may hang, so this is not left to them. */
+static void remove_vanished(struct manager *m)
+{
+	struct manager_region *mr, *next;
+
+	for (mr = TAILQ_FIRST(&m->regions); mr; mr = next) {
+		next = TAILQ_NEXT(mr, entry);
+		if (mr->region->syspath[0] && !sysfs_exists("%s", mr->region->syspath))
+			remove_region(m, mr);
+	}
+}
+
+void manager_rescan(struct manager *m)
+{
+	watch_read(m, NULL);
+	mount_cache_forget(m->mounts);
+	remove_vanished(m);
+	regions_look(m);
+}
+
+bool regions_is_unseen(const struct manager *m, const struct leaf *leaf)
+{
+	return (m->look.scan || m->look.problem[0]) && (leaf->character || strncmp(leaf->name, "pmem", 4) == 0);
+}
+
+const char *manager_get_scan_problem(const struct manager *m)
+{
+	return m->look.problem;
+}
+
+/* ---- the first of them ---- */
+
+static void add_emulated(struct manager *m)
+{
+	for (unsigned int i = 0; i < m->conf->n_regions; i++) {
+		const struct conf_region *c = &m->conf->regions[i];
+		_cleanup_(region_freep) struct region *region = NULL;
+		int r;
+
+		if (!c->emulate[0])
+			continue;
+		r = scan_emulated(c->name, c->emulate, &region);
+		if (r < 0)
+			log_region(LOG_ERR, LOG_EVENT_CONFIG, c->name, 0, "%s: Emulate=%s: %s", c->name, c->emulate,
+				   strerrordesc_np(-r));
+		else
+			add_region(m, &region);
+	}
+}
+
+/*
+ * Nobody is to be told that there is no persistent memory before anybody has looked; but that may hang already.
+ */
+int regions_start(struct manager *m)
+{
+	struct pollfd p = { .events = POLLIN };
+	uint64_t until = now_usec(CLOCK_MONOTONIC) + m->conf->stall_usec, now;
+	int r;
+
+	add_emulated(m);
+	r = start_look(m);
+	if (r < 0)
+		return r;
+	p.fd = scan_get_fd(m->look.scan);
+	do {
+		now = now_usec(CLOCK_MONOTONIC);
+		if (now >= until)
+			return 0;
+		poll(&p, 1, (int)((until - now) / USEC_PER_MSEC) + 1);
+		r = collect(m);
+	} while (r == -EAGAIN);
+	return r;
+}
+
+void regions_stop(struct manager *m)
+{
+	end_look(m);
+}
