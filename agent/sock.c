@@ -269,15 +269,34 @@ int sock_new(struct manager *m, const char *runtime_dir, struct sock **ret)
 	return 0;
 }
 
-struct sock *sock_free(struct sock *s)
+/*
+ * systemd's socket goes on listening: who connects now waits there for the next agent. Our own does not, and who is in
+ * its queue already is taken in: what they have sent must be read, see sock-connection.c.
+ */
+static void stop_listening(struct sock *s)
+{
+	s->listen_source = sd_event_source_disable_unref(s->listen_source);
+	if (!s->path[0])
+		return;
+	shutdown(s->fd, SHUT_RD);
+	while (accept_one(s) == 0)
+		;
+}
+
+static void abandon_all(struct sock *s)
 {
 	struct connection *c;
 
+	while ((c = TAILQ_FIRST(&s->connections)))
+		connection_abandon(c);
+}
+
+struct sock *sock_free(struct sock *s)
+{
 	if (!s)
 		return NULL;
-	while ((c = TAILQ_FIRST(&s->connections)))
-		connection_free(c);
-	sd_event_source_disable_unref(s->listen_source);
+	stop_listening(s);
+	abandon_all(s);
 	sd_event_source_disable_unref(s->retry_source);
 	sd_event_source_disable_unref(s->ready_source);
 	sd_event_source_disable_unref(s->stop.timer);
@@ -292,26 +311,10 @@ struct sock *sock_free(struct sock *s)
 static int on_stop_timer(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct sock *s = userdata;
-	struct connection *c;
 
-	while ((c = TAILQ_FIRST(&s->connections)))
-		connection_abandon(c);
+	abandon_all(s);
 	s->stop.done(s->stop.userdata);
 	return 0;
-}
-
-/*
- * systemd's socket goes on listening: who connects now waits there for the next agent. Our own does not, and who is in
- * its queue already is still served.
- */
-static void stop_listening(struct sock *s)
-{
-	s->listen_source = sd_event_source_disable_unref(s->listen_source);
-	if (!s->path[0])
-		return;
-	shutdown(s->fd, SHUT_RD);
-	while (accept_one(s) == 0)
-		;
 }
 
 void sock_stop(struct sock *s, void (*done)(void *userdata), void *userdata)
