@@ -461,7 +461,7 @@ void request_part_begun(struct part *part, unsigned int call, bool handed)
 	for (unsigned int i = 0; i < r->n_parts; i++)
 		if (!r->parts[i].begun)
 			return;
-	/* The worker holds it now, so that this is never the last reference. */
+	/* The worker holds it until this has been done, so that this is never the last reference. */
 	r->fd = safe_close(r->fd);
 }
 

@@ -278,6 +278,7 @@ static void begin_round(struct manager_region *mr, uint64_t number)
 
 	for (unsigned int i = 0; i < p->n_members; i++)
 		request_part_begun(p->members[i].owner, p->members[i].call, !by_host);
+	__atomic_store_n(&mr->page->agent.handed, number, __ATOMIC_RELEASE);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);

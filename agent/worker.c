@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -449,6 +450,18 @@ static bool sum_up(const struct flush_outcome_of *of, unsigned int n, int *ret_l
 }
 
 /*
+ * The last close of a file can hang as well, if it has been removed: so it is to be here, whatever held the agent up
+ * between its handing the descriptors over and its closing its own. Unless it has ended meanwhile.
+ */
+static void wait_until_handed(int sock, const struct pmem_agent_page *page, uint64_t round)
+{
+	struct pollfd p = { .fd = sock };
+
+	while (__atomic_load_n(&page->agent.handed, __ATOMIC_ACQUIRE) < round && poll(&p, 1, 1) == 0)
+		;
+}
+
+/*
  * The page is written before the first system call and again before anybody is told, so that whoever outlives this
  * process or its agent knows at least as much as they told.
  */
@@ -484,6 +497,8 @@ static void work(int sock, void *userdata)
 		}
 		store(page->worker.done, w.round->round);
 
+		if (w.n_fds > 0)
+			wait_until_handed(sock, page, w.round->round);
 		for (unsigned int i = 0; i < w.n_fds; i++)
 			safe_close(w.fds[i]);
 		worker_send_result(sock, &w.result);

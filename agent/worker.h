@@ -85,7 +85,8 @@ pid_t worker_get_pid(const struct worker *w);
 
 /*
  * Begins a round, or one of the same number once more. `fds`, as many as the round has descriptors, are passed on, not
- * consumed. 0 or a negative errno (nothing was begun).
+ * consumed: it is the caller to close its own, and to say so in the page (agent.handed), since the round does not end
+ * before. 0 or a negative errno (nothing was begun).
  */
 int worker_begin(struct worker *w, const struct worker_round *round, const int *fds);
 

@@ -194,9 +194,10 @@ struct pmem_agent_page {
 		uint64_t loss_epoch;   /* newest round confirmed before it */
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
 		uint32_t reserved;
+		uint64_t handed; /* newest round whose descriptors only the worker has now */
 	} agent;
 
-	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 448];
+	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 456];
 };
 
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");

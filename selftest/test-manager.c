@@ -24,7 +24,7 @@ static void test_durable(void **state)
 	assert_true(a.result.epochs[0].epoch == 1);
 	assert_true(b.result.epochs[0].epoch == 1);
 	assert_true(a.result.durable_usec >= before);
-	assert_true(page->worker.durable == 1 && page->agent.epoch == 1);
+	assert_true(page->worker.durable == 1 && page->agent.epoch == 1 && page->agent.handed == 1);
 	assert_false(pmem_agent_page_lost(page));
 }
 

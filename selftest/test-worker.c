@@ -103,6 +103,11 @@ static void open_again(sd_id128_t boot_id)
 	assert_string_equal(page->identity, IDENTITY);
 }
 
+static void hand_over(uint64_t round)
+{
+	__atomic_store_n(&page->agent.handed, round, __ATOMIC_RELEASE);
+}
+
 static struct worker_result make_round(const struct worker_round *round, const int *fds)
 {
 	struct pollfd p = { .events = POLLIN };
@@ -111,6 +116,7 @@ static struct worker_result make_round(const struct worker_round *round, const i
 	if (!worker)
 		assert_int_equal(worker_start(page, &worker), 0);
 	assert_int_equal(worker_begin(worker, round, fds), 0);
+	hand_over(round->round);
 	p.fd = worker_get_fd(worker);
 	assert_int_equal(poll(&p, 1, -1), 1);
 	assert_int_equal(worker_collect(worker, &result), 0);
@@ -437,6 +443,52 @@ static void test_full_round(void **state)
 	}
 }
 
+/* A pipe whose last writer is the worker: its end shows when that closes. */
+static void begin_with_pipe(int *ret_read)
+{
+	struct worker_round round = round_on_node(1);
+	int pipes[2];
+
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	add_descriptor(&round, 0, true);
+	assert_int_equal(worker_start(page, &worker), 0);
+	assert_int_equal(worker_begin(worker, &round, &pipes[1]), 0);
+	close(pipes[1]);
+	while (__atomic_load_n(&page->worker.done, __ATOMIC_ACQUIRE) < 1)
+		sched_yield();
+	*ret_read = pipes[0];
+}
+
+/* However late the agent comes to close its own: the last close, which may hang, is the worker's. */
+static void test_closes_last(void **state)
+{
+	_cleanup_close_ int fd = -1;
+	struct worker_result result;
+	struct pollfd p;
+
+	begin_with_pipe(&fd);
+	p = (struct pollfd){ .fd = fd };
+	assert_int_equal(poll(&p, 1, 50), 0);
+	assert_int_equal(worker_collect(worker, &result), -EAGAIN);
+	hand_over(1);
+	assert_int_equal(poll(&p, 1, -1), 1);
+	p = (struct pollfd){ .fd = worker_get_fd(worker), .events = POLLIN };
+	assert_int_equal(poll(&p, 1, -1), 1);
+	assert_int_equal(worker_collect(worker, &result), 0);
+}
+
+/* Nobody tells it where the agent has ended meanwhile. */
+static void test_closes_without_an_agent(void **state)
+{
+	_cleanup_close_ int fd = -1;
+	struct pollfd p;
+
+	begin_with_pipe(&fd);
+	worker = worker_free(worker);
+	p = (struct pollfd){ .fd = fd };
+	assert_int_equal(poll(&p, 1, -1), 1);
+}
+
 /* Fewer descriptors than it speaks of: it may not be what was asked for. */
 static void test_descriptors_kept_back(void **state)
 {
@@ -535,6 +587,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_lost_is_the_last, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_served, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_full_round, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_closes_last, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_closes_without_an_agent, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_descriptors_kept_back, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_find, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_find_not_a_namesake, set_up, tear_down),
