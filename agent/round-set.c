@@ -79,6 +79,16 @@ static const struct part *part_of(const struct flush_plan *p, unsigned int membe
 	return p->members[member].owner;
 }
 
+/*
+ * Whether such a call may leave the region itself without a flush, while the epoch would say that there was one. Of
+ * several devices a filesystem flushes only those that it has to: an fsync without a commit not that of the journal.
+ */
+static bool needs_region(enum flush_scope scope, const struct target *target)
+{
+	return scope != FLUSH_REGION &&
+	       (target->n_leaves != 1 || (scope == FLUSH_FILESYSTEM && !target->syncfs_is_enough));
+}
+
 static void set_call(struct worker_round *round, const struct flush_plan *p, unsigned int call)
 {
 	const struct flush_call *from = &p->calls[call];
@@ -88,15 +98,9 @@ static void set_call(struct worker_round *round, const struct flush_plan *p, uns
 		.scope = from->scope,
 		.descriptor = from->scope == FLUSH_REGION ? -1 : p->members[from->leader].descriptor,
 		.served_by = from->served_by,
-		.then_region = from->scope == FLUSH_FILESYSTEM && !target->syncfs_is_enough,
+		.then_region = needs_region(from->scope, target),
 		.target = set_target(round, target),
 	};
-	/* Of several devices syncfs flushes only those that it has to. */
-	if (from->served_by >= 0) {
-		struct worker_call *by = &round->calls[from->served_by];
-
-		by->then_region |= round->targets[by->target].n_leaves != 1;
-	}
 }
 
 void round_set(struct manager_region *mr, uint64_t number, int ret_fds[static WORKER_MAX_DESCRIPTORS])
