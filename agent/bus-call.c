@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bus-call: calls that wait for their answer, who made them, and whether they may
+ * bus-call: calls that wait for their answer, and whether who made them may
  */
 #include <fcntl.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 
 /* Fewer than dbus-daemon lets one client wait for (128), so that it can still ask something else. */
 #define BUS_MAX_CALLS_PER_CLIENT 96
-#define BUS_MAX_RESTING_CLIENTS  64
+#define BUS_MAX_CHECKS           96 /* by polkit; the same goes for us */
 #define BUS_ACTION_FLUSH         "io.pmem.agent.flush"
 #define BUS_ACTION_ACKNOWLEDGE   "io.pmem.agent.acknowledge"
 
@@ -19,9 +19,9 @@ static int set_answer(sd_bus_error *error, enum pmem_agent_answer answer, const 
 	return sd_bus_error_set(error, answer_dbus_error(answer), detail[0] ? detail : answer_get(answer)->meaning);
 }
 
-/* ---- clients ---- */
+/* ---- calls ---- */
 
-static struct bus_call *bus_call_free(struct bus_call *call)
+struct bus_call *bus_call_free(struct bus_call *call)
 {
 	struct bus_client *c = call->client;
 
@@ -38,94 +38,65 @@ static struct bus_call *bus_call_free(struct bus_call *call)
 	free(call);
 	return NULL;
 }
-DEFINE_CLEANUP(struct bus_call *, bus_call_free)
 
-struct bus_client *bus_client_free(struct bus_client *c)
+static void call_end(struct bus_call *call)
 {
-	struct bus_call *call;
+	struct bus_client *c = call->client;
 
-	while ((call = TAILQ_FIRST(&c->calls)))
-		bus_call_free(call);
-	TAILQ_REMOVE(&c->bus->clients, c, entry);
-	sd_bus_slot_unref(c->match);
-	sd_bus_slot_unref(c->query);
-	free(c->sender);
-	free(c);
-	return NULL;
+	bus_call_free(call);
+	if (c->n_calls == 0)
+		bus_client_rest(c);
 }
 
-static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error *error)
+static int set_too_many(sd_bus_error *error, unsigned int n, const char *whose)
 {
-	bus_client_free(userdata);
-	return 0;
+	return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
+				 "%u calls %swait already; repeat it when one of them has been answered", n, whose);
+}
+
+static void call_end_too_many(struct bus_call *call, unsigned int n, const char *whose)
+{
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+
+	set_too_many(&error, n, whose);
+	sd_bus_reply_method_error(call->message, &error);
+	call_end(call);
 }
 
 /*
- * The bus lets each connection have so many matches (512 with dbus-daemon) and no more. That this one was refused is no
- * reason to part with the bus, as sd-bus does where nobody looks.
+ * Whose calls they are is not known at once, so that one user may have more than their share for a moment, up to all.
+ * Then those with the most make room for those with fewer, and for those who are known to be within their share.
  */
-static int on_match_added(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+static bool make_room(struct bus *b, const struct bus_client *for_whom)
 {
-	struct bus_client *c = userdata;
-
-	if (sd_bus_message_is_method_error(reply, NULL))
-		c->match = sd_bus_slot_unref(c->match);
-	return 1;
-}
-
-static struct bus_client *client_find(struct bus *b, const char *sender)
-{
-	struct bus_client *c;
+	struct bus_client *c, *most = NULL;
 
 	TAILQ_FOREACH (c, &b->clients, entry)
-		if (strcmp(c->sender, sender) == 0)
-			return c;
-	return NULL;
-}
-
-/*
- * Who left before the bus knows that we want to know is not noticed, nor who leaves where the bus has no room for the
- * match: those calls run to their end, and answer nobody.
- */
-static int client_new(struct bus *b, const char *sender, struct bus_client **ret)
-{
-	char match[256];
-	struct bus_client *c = calloc(1, sizeof(*c));
-	int r;
-
-	if (!c)
-		return -ENOMEM;
-	c->bus = b;
-	TAILQ_INIT(&c->calls);
-	TAILQ_INSERT_TAIL(&b->clients, c, entry);
-	c->sender = strdup(sender);
-	snprintf(match, sizeof(match),
-		 "type='signal',sender='org.freedesktop.DBus',path='/org/freedesktop/DBus',"
-		 "interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='%.64s'",
-		 sender);
-	r = c->sender ? sd_bus_add_match_async(b->bus, &c->match, match, on_name_owner_changed, on_match_added, c)
-		      : -ENOMEM;
-	if (r < 0) {
-		bus_client_free(c);
-		return r;
-	}
-	*ret = c;
-	return 0;
+		if (!c->known && (!most || c->n_calls > most->n_calls))
+			most = c;
+	if (!most)
+		return false;
+	if (!(for_whom && for_whom->known) && most->n_calls <= (for_whom ? for_whom->n_calls : 0) + 1)
+		return false;
+	call_end_too_many(TAILQ_LAST(&most->calls, bus_call_list), b->n_calls, "");
+	return true;
 }
 
 static int call_new(struct bus *b, sd_bus_message *m, struct bus_call **ret, sd_bus_error *error)
 {
 	const char *sender = sd_bus_message_get_sender(m);
-	struct bus_client *c = client_find(b, sender);
+	struct bus_client *c = bus_client_find(b, sender);
 	struct bus_call *call;
 	int r;
 
-	if (b->n_calls >= b->max_calls || (c && c->n_calls >= BUS_MAX_CALLS_PER_CLIENT))
-		return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
-					 "%u calls wait already; repeat it when one of them has been answered",
-					 c && c->n_calls >= BUS_MAX_CALLS_PER_CLIENT ? c->n_calls : b->n_calls);
+	if (c && c->n_calls >= BUS_MAX_CALLS_PER_CLIENT)
+		return set_too_many(error, c->n_calls, "of yours ");
+	if (c && c->known && bus_count_calls(b, c->uid) >= bus_share(b->max_calls))
+		return set_too_many(error, bus_share(b->max_calls), "of your user ");
+	if (b->n_calls >= b->max_calls && !make_room(b, c))
+		return set_too_many(error, b->n_calls, "");
 	if (!c) {
-		r = client_new(b, sender, &c);
+		r = bus_client_new(b, sender, &c);
 		if (r < 0)
 			return r;
 	}
@@ -142,39 +113,6 @@ static int call_new(struct bus *b, sd_bus_message *m, struct bus_call **ret, sd_
 	b->n_calls++;
 	*ret = call;
 	return 0;
-}
-
-/* `c` has no calls any more. Of such clients those are kept who had calls last, so that their uid is known next time.
- */
-static void client_rest(struct bus_client *c)
-{
-	struct bus *b = c->bus;
-	struct bus_client *oldest = NULL, *other;
-	unsigned int n = 0;
-
-	if (!c->known || !c->match) {
-		bus_client_free(c);
-		return;
-	}
-	TAILQ_REMOVE(&b->clients, c, entry);
-	TAILQ_INSERT_TAIL(&b->clients, c, entry);
-	TAILQ_FOREACH (other, &b->clients, entry) {
-		if (other->n_calls > 0)
-			continue;
-		n++;
-		oldest = oldest ?: other;
-	}
-	if (n > BUS_MAX_RESTING_CLIENTS)
-		bus_client_free(oldest);
-}
-
-static void call_end(struct bus_call *call)
-{
-	struct bus_client *c = call->client;
-
-	bus_call_free(call);
-	if (c->n_calls == 0)
-		client_rest(c);
 }
 
 /* ---- answers ---- */
@@ -272,7 +210,9 @@ static void call_submitted(struct bus_call *call)
 	call_end(call);
 }
 
-/* It is known who asks: for a ticket, or to be admitted. */
+static void call_authorize(struct bus_call *call);
+
+/* It is known who asks: for what polkit is to be asked, for a ticket, or to be admitted. */
 static void call_identified(struct bus_call *call)
 {
 	struct flush_caller caller = caller_of(call);
@@ -283,6 +223,10 @@ static void call_identified(struct bus_call *call)
 	call->identifying = false;
 	if (!call->client->known) {
 		bus_call_refuse(call, PMEM_AGENT_DENIED, "the bus does not know who asks");
+		return;
+	}
+	if (call->action) {
+		call_authorize(call);
 		return;
 	}
 	if (call->awaited_number) {
@@ -300,6 +244,19 @@ static void call_identified(struct bus_call *call)
 		call_submitted(call);
 }
 
+/* Now that it is known whose its calls are: the newest go, those that are too many. Whether any is left. */
+static bool keep_to_share(struct bus_client *c)
+{
+	struct bus *b = c->bus;
+	unsigned int n = bus_count_calls(b, c->uid), share = bus_share(b->max_calls),
+		     too_many = n > share ? n - share : 0;
+	bool left = too_many < c->n_calls;
+
+	for (unsigned int i = left ? too_many : c->n_calls; i > 0; i--)
+		call_end_too_many(TAILQ_LAST(&c->calls, bus_call_list), share, "of your user ");
+	return left;
+}
+
 static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
 	struct bus_client *c = userdata;
@@ -310,6 +267,8 @@ static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
 	c->query = sd_bus_slot_unref(c->query);
 	c->known = !sd_bus_message_is_method_error(reply, NULL) && sd_bus_message_read(reply, "u", &uid) >= 0;
 	c->uid = uid;
+	if (c->known && !keep_to_share(c))
+		return 1;
 	for (call = TAILQ_FIRST(&c->calls); call; call = next) {
 		next = TAILQ_NEXT(call, entry);
 		/* The last one may take the client with it. */
@@ -320,22 +279,20 @@ static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
 }
 
 /*
- * Whose quota a call takes from, NULL: the bus is asked, and the request waits for on_user(). Asking it by
+ * Whether it is known whose call it is; else the bus is asked, and the call waits for on_user(). Asking it by
  * sd_bus_query_sender_creds() would wait for the reply, and take in other messages meanwhile.
  */
-static int call_identify(struct bus_call *call, struct flush_caller *caller, const struct flush_caller **ret)
+static int call_identify(struct bus_call *call)
 {
 	struct bus_client *c = call->client;
 	int r = 0;
 
-	*caller = caller_of(call);
-	*ret = c->known ? caller : NULL;
 	call->identifying = !c->known;
 	if (!c->known && !c->query)
 		r = sd_bus_call_method_async(c->bus->bus, &c->query, "org.freedesktop.DBus", "/org/freedesktop/DBus",
 					     "org.freedesktop.DBus", "GetConnectionUnixUser", on_user, c, "s",
 					     c->sender);
-	return r < 0 ? r : 0;
+	return r < 0 ? r : c->known;
 }
 
 /* `r` is what a manager_flush_*() returned for the call. */
@@ -355,13 +312,14 @@ static int call_flush(struct bus_call *call, int fd, enum mount_scope scope, cha
 	void *owner = call->ticket ? (void *)call->ticket : call;
 	struct request **request = request_of(call);
 	struct manager_region *mr = call->region ? manager_find_region(m, call->region) : NULL;
+	struct flush_caller own = caller_of(call);
 	const struct flush_caller *caller;
-	struct flush_caller own;
 	int copy, r;
 
-	r = call_identify(call, &own, &caller);
+	r = call_identify(call);
 	if (r < 0)
 		return r;
+	caller = r > 0 ? &own : NULL;
 	if (fd >= 0) {
 		copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 		r = copy < 0 ? -errno : manager_flush_fd(m, copy, NULL, scope, caller, done, owner, request, detail);
@@ -426,28 +384,54 @@ static int call_acknowledge(struct bus_call *call, char detail[static MOUNT_DETA
 	return 0;
 }
 
-static void on_authorized(enum pmem_agent_answer answer, const char *reason, void *userdata)
+static void call_authorized(struct bus_call *call)
 {
-	struct bus_call *call = userdata;
 	char detail[MOUNT_DETAIL_MAX] = "";
-	int r = (int)answer;
+	int r = call->acknowledge ? call_acknowledge(call, detail) : call_flush(call, -1, MOUNT_SCOPE_AUTO, detail);
 
-	bus_dispatched(call->client->bus);
-	call->polkit = polkit_free(call->polkit);
-	snprintf(detail, sizeof(detail), "%s", reason);
-	if (r == PMEM_AGENT_DURABLE)
-		r = call->acknowledge ? call_acknowledge(call, detail) : call_flush(call, -1, MOUNT_SCOPE_AUTO, detail);
 	if (r != 0)
 		call_refused(call, r, detail);
 }
 
-/* What is asked for is in `call` already. */
-static int call_authorize(struct bus_call *call, const char *action, sd_bus_error *error)
+static void on_authorized(enum pmem_agent_answer answer, const char *reason, void *userdata)
 {
-	int r = call->path || call->region ? polkit_check(call->message, action, on_authorized, call, &call->polkit)
-					   : -ENOMEM;
+	struct bus_call *call = userdata;
 
-	return call_begun(call, r, "", error);
+	bus_dispatched(call->client->bus);
+	call->polkit = polkit_free(call->polkit);
+	if (answer == PMEM_AGENT_DURABLE)
+		call_authorized(call);
+	else
+		bus_call_refuse(call, answer, reason);
+}
+
+static void call_authorize(struct bus_call *call)
+{
+	struct bus_client *c = call->client;
+	unsigned int all, of_user;
+
+	if (polkit_trusts(c->uid)) {
+		call_authorized(call);
+		return;
+	}
+	bus_count_checks(c->bus, c->uid, &all, &of_user);
+	if (all >= BUS_MAX_CHECKS || of_user >= bus_share(BUS_MAX_CHECKS))
+		call_end_too_many(call, of_user, "of your user for polkit ");
+	else if (polkit_check(call->message, call->action, on_authorized, call, &call->polkit) < 0)
+		bus_call_refuse(call, PMEM_AGENT_DENIED, "polkit could not be asked; only root may do this now");
+}
+
+/* What is asked for is in `call` already; its client is identified first. */
+static int call_begin_authorized(struct bus_call *call, const char *action, sd_bus_error *error)
+{
+	int r = call->path || call->region ? call_identify(call) : -ENOMEM;
+
+	if (r < 0)
+		return call_begun(call, r, "", error);
+	call->action = action;
+	if (r > 0)
+		call_authorize(call);
+	return 1;
 }
 
 /* By name: of a mount point or of a region, the other is NULL. */
@@ -461,7 +445,7 @@ static int call_flush_name(struct bus *b, sd_bus_message *m, const char *path, c
 		return r;
 	call->path = path ? strdup(path) : NULL;
 	call->region = region ? strdup(region) : NULL;
-	return call_authorize(call, BUS_ACTION_FLUSH, error);
+	return call_begin_authorized(call, BUS_ACTION_FLUSH, error);
 }
 
 int bus_call_flush_path(struct bus *b, sd_bus_message *m, const char *path, const struct bus_options *options,
@@ -486,14 +470,12 @@ int bus_call_acknowledge(struct bus *b, sd_bus_message *m, const char *region, u
 	call->region = strdup(region);
 	call->acknowledge = true;
 	call->loss = loss;
-	return call_authorize(call, BUS_ACTION_ACKNOWLEDGE, error);
+	return call_begin_authorized(call, BUS_ACTION_ACKNOWLEDGE, error);
 }
 
 int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const struct bus_options *options,
 		  sd_bus_error *error)
 {
-	const struct flush_caller *caller;
-	struct flush_caller own;
 	struct bus_call *call;
 	uint64_t number;
 	int r = ticket_parse(&b->tickets, ticket, &number);
@@ -508,8 +490,10 @@ int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const st
 		return r;
 	call->deadline_usec = options->deadline_usec;
 	call->awaited_number = number;
-	r = call_identify(call, &own, &caller);
-	if (r == 0 && caller)
+	r = call_identify(call);
+	if (r < 0)
+		return call_begun(call, r, "", error);
+	if (r > 0)
 		bus_ticket_await(call);
-	return call_begun(call, r, "", error);
+	return 1;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bus-private: what the five files of the D-Bus door share
+ * bus-private: what the six files of the D-Bus door share
  *
  *   bus.c         the connection, descriptors in messages, what is told unasked
  *   bus-object.c  objects, properties, methods and signals
+ *   bus-client.c  who has calls that wait
  *   bus-call.c    calls that wait for their answer
  *   bus-ticket.c  flushes that nobody waits for yet
  *   bus-stats.c   what was counted of a region
@@ -25,6 +26,8 @@
 struct bus_call;
 struct bus_ticket;
 
+TAILQ_HEAD(bus_call_list, bus_call);
+
 /* Someone on the bus with calls that wait, or who had some: whoever asks once will ask again. */
 struct bus_client {
 	struct bus *bus;
@@ -34,7 +37,7 @@ struct bus_client {
 	bool known;         /* it is here: */
 	uid_t uid;
 	unsigned int n_calls;
-	TAILQ_HEAD(, bus_call) calls;
+	struct bus_call_list calls;
 	TAILQ_ENTRY(bus_client) entry;
 };
 
@@ -44,6 +47,7 @@ struct bus_call {
 	sd_bus_message *message;
 	struct request *request; /* NULL while polkit is asked, and for a ticket */
 	bool identifying;        /* the bus is asked who asks; the rest waits for that */
+	const char *action;      /* that polkit is asked for then; NULL: none */
 	struct polkit *polkit;
 	uint64_t deadline_usec;
 	char *path, *region; /* what polkit is asked for: one of them */
@@ -62,7 +66,7 @@ struct bus_ticket {
 	struct bus *bus;
 	struct request *request;      /* NULL when it has been answered */
 	struct request_result result; /* then; its regions are there while it is durable */
-	TAILQ_HEAD(, bus_call) calls; /* who wait for it */
+	struct bus_call_list calls;   /* who wait for it */
 };
 
 /* Of the flush methods. */
@@ -146,7 +150,23 @@ int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const st
 void bus_call_answer(struct bus_call *call, const struct request_result *result);
 void bus_call_refuse(struct bus_call *call, enum pmem_agent_answer answer, const char *detail);
 
+struct bus_call *bus_call_free(struct bus_call *call);
+
+/* ---- bus-client.c ---- */
+
+struct bus_client *bus_client_find(struct bus *b, const char *sender);
+int bus_client_new(struct bus *b, const char *sender, struct bus_client **ret);
 struct bus_client *bus_client_free(struct bus_client *c);
+void bus_client_rest(struct bus_client *c);
+
+/* What one user may have of all. */
+unsigned int bus_share(unsigned int all);
+
+/* That are known to be theirs. */
+unsigned int bus_count_calls(const struct bus *b, uid_t uid);
+
+/* Calls for which polkit is being asked. */
+void bus_count_checks(const struct bus *b, uid_t uid, unsigned int *ret_all, unsigned int *ret_of_uid);
 
 /* ---- bus-ticket.c ---- */
 

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * polkit: may the sender of a message do something? Asked without waiting
- *
- * Who the sender is, is asked of the bus asynchronously too: sd_bus_query_sender_creds() would wait for the reply and
- * take in other messages meanwhile, past the eyes of bus.c.
  */
 #include <unistd.h>
 
@@ -53,23 +50,13 @@ static int ask_authority(struct polkit *p)
 				  interactive > 0 ? POLKIT_ALLOW_INTERACTION : 0, "");
 	if (r < 0)
 		return r;
-	p->slot = sd_bus_slot_unref(p->slot);
 	/* People take their time over a password. */
 	return sd_bus_call_async(bus, &p->slot, call, on_authority, p, interactive > 0 ? UINT64_MAX : 0);
 }
 
-static int on_user(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+bool polkit_trusts(uid_t uid)
 {
-	struct polkit *p = userdata;
-	uint32_t uid;
-
-	if (sd_bus_message_is_method_error(reply, NULL) || sd_bus_message_read(reply, "u", &uid) < 0)
-		p->done(PMEM_AGENT_DENIED, "the bus does not know who asks", p->userdata);
-	else if (uid == 0 || uid == geteuid())
-		p->done(PMEM_AGENT_DURABLE, "", p->userdata);
-	else if (ask_authority(p) < 0)
-		p->done(PMEM_AGENT_DENIED, "polkit could not be asked; only root may do this now", p->userdata);
-	return 1;
+	return uid == 0 || uid == geteuid();
 }
 
 int polkit_check(sd_bus_message *m, const char *action, polkit_done_t done, void *userdata, struct polkit **ret)
@@ -83,9 +70,7 @@ int polkit_check(sd_bus_message *m, const char *action, polkit_done_t done, void
 	p->action = action;
 	p->done = done;
 	p->userdata = userdata;
-	r = sd_bus_call_method_async(sd_bus_message_get_bus(m), &p->slot, "org.freedesktop.DBus",
-				     "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetConnectionUnixUser", on_user,
-				     p, "s", sd_bus_message_get_sender(m));
+	r = ask_authority(p);
 	if (r < 0)
 		return r;
 	*ret = p;

@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <stdbool.h>
+#include <sys/types.h>
 #include <systemd/sd-bus.h>
 
 #include "lib/wire.h"
@@ -15,9 +17,12 @@ struct polkit;
  */
 typedef void (*polkit_done_t)(enum pmem_agent_answer answer, const char *reason, void *userdata);
 
+/* Root and our own user may do anything, and nobody is asked. */
+bool polkit_trusts(uid_t uid);
+
 /*
- * Root and our own user may do anything. Whoever else: polkit decides, and may ask the user only if the message allows
- * it. Where there is no polkit they may not. 0 or a negative errno.
+ * Whoever else: polkit decides, and may ask the user only if the message allows it. Where there is no polkit they may
+ * not. 0: `done` will be called; or a negative errno.
  */
 int polkit_check(sd_bus_message *m, const char *action, polkit_done_t done, void *userdata, struct polkit **ret);
 

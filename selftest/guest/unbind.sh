@@ -38,7 +38,7 @@ vm region add virtio-pmem:64M >/dev/null
 check "a region is plugged in meanwhile" wait_until 20 test -e /sys/bus/nd/devices/region2
 check "the daemon answers" answers
 check_status 4 "of the new one it does not say that it is no persistent memory" timeout 5 pmemctl flush "$(vm dev r2)"
-check "restart returns" timeout 20 systemctl restart pmem-agent
+check "restart returns" timeout 60 systemctl restart pmem-agent
 check_status 4 "the next agent knows no region, and says so" timeout 5 pmemctl flush "$(vm dev r1)"
 check "it does not hang" timeout 5 pmemctl status
 
