@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "layers.h"
 #include "mount-cache.h"
 #include "mount-private.h"
 #include "sysfs.h"
@@ -17,6 +18,7 @@
 #define MAX_ENTRIES 8
 #define MAX_OPTIONS (16 * 1024)
 #define MAX_QUEUE   64
+#define MAX_NUMBER  32
 
 /* What shows that nothing has changed: a file, and what it said. */
 struct evidence {
@@ -29,6 +31,7 @@ struct entry {
 	struct target target;
 	uint64_t mount_id;              /* of the file that was looked up; 0: a block device */
 	struct evidence options, queue; /* of those that were checked */
+	int messages;                   /* likewise, the file that has their number; -1: none */
 	bool checked;
 	bool by_path; /* its source, where it is mounted */
 };
@@ -63,6 +66,16 @@ static int open_options(const struct target *t)
 	if (!device || strcmp(t->fstype, "ext4") != 0)
 		return open_mounts();
 	snprintf(path, sizeof(path), "%s/fs/ext4/%s/options", mount_proc, strrchr(device, '/') + 1);
+	return open_file(path);
+}
+
+static int open_messages(const struct target *t)
+{
+	char path[PATH_MAX], name[64];
+
+	if (strcmp(t->fstype, "ext4") != 0 || layers_get_name(mount_sys, t->device, name, sizeof(name)) < 0)
+		return -1;
+	snprintf(path, sizeof(path), "%s/fs/ext4/%s/msg_count", mount_sys, name);
 	return open_file(path);
 }
 
@@ -134,6 +147,7 @@ static struct entry *entry_free(struct entry *e)
 		return NULL;
 	evidence_drop(&e->options);
 	evidence_drop(&e->queue);
+	safe_close(e->messages);
 	free(e);
 	return NULL;
 }
@@ -146,7 +160,7 @@ static struct entry *entry_new(const struct target *target)
 	if (!e)
 		return NULL;
 	e->target = *target;
-	e->options.fd = e->queue.fd = -1;
+	e->options.fd = e->queue.fd = e->messages = -1;
 	return e;
 }
 
@@ -281,6 +295,7 @@ static bool evidence_take_all(const struct mount_cache *c, struct entry *e)
 		return false;
 	if (!evidence_take(&e->queue, open_queue(t->leaves[0].devnum), MAX_QUEUE))
 		return false;
+	e->messages = open_messages(t);
 	return !t->fstype[0] || evidence_take(&e->options, open_options(t), MAX_OPTIONS);
 }
 
@@ -324,4 +339,26 @@ int mount_cache_check(struct mount_cache *c, const struct target *target, char d
 		e = NULL;
 	}
 	return r;
+}
+
+static uint64_t read_number(int fd)
+{
+	char text[MAX_NUMBER + 1];
+	ssize_t n = fd >= 0 ? read_all(fd, text, MAX_NUMBER) : -1;
+
+	if (n <= 0)
+		return 0;
+	text[n] = '\0';
+	return 1 + strtoull(text, NULL, 10);
+}
+
+uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target)
+{
+	_cleanup_close_ int fd = -1;
+
+	for (unsigned int i = 0; c && i < MAX_ENTRIES && c->entries[i]; i++)
+		if (c->entries[i]->checked && is_same_target(&c->entries[i]->target, target))
+			return read_number(c->entries[i]->messages);
+	fd = open_messages(target);
+	return read_number(fd);
 }

@@ -8,6 +8,8 @@
  */
 #pragma once
 
+#include <stdint.h>
+
 #include "mount.h"
 
 struct mount_cache;
@@ -33,3 +35,10 @@ void mount_cache_forget(struct mount_cache *c);
 
 /* As mount_check(), and as good. `c` NULL: nothing is remembered. */
 int mount_cache_check(struct mount_cache *c, const struct target *target, char detail[static MOUNT_DETAIL_MAX]);
+
+/*
+ * What mount_check() can't tell is that something has been changed and changed back. Of ext4 the kernel counts the
+ * messages, and each remount is one: this number is another then. Take it before the first check and after the last. 0:
+ * there is none.
+ */
+uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target);

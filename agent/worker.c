@@ -215,7 +215,8 @@ struct work {
 	struct mount_cache *mounts;
 	int fds[WORKER_MAX_DESCRIPTORS];
 	unsigned int n_fds;
-	int checked[WORKER_MAX_CALLS]; /* what mount_check() says of each target, and why */
+	uint64_t counts[WORKER_MAX_CALLS]; /* mount_cache_count() of each target */
+	int checked[WORKER_MAX_CALLS];     /* what mount_check() says of it, and why */
 	char why[WORKER_MAX_CALLS][MOUNT_DETAIL_MAX];
 	bool served[WORKER_MAX_CALLS];       /* by another call */
 	int written[WORKER_MAX_DESCRIPTORS]; /* errno of write_back() */
@@ -386,11 +387,32 @@ static bool fetch_errors(struct work *w, unsigned int call)
 	return lost;
 }
 
+static void count_changes(struct work *w)
+{
+	for (unsigned int i = 0; i < w->round->n_targets; i++)
+		w->counts[i] = mount_cache_count(w->mounts, &w->round->targets[i]);
+}
+
 static void check_targets(struct work *w)
 {
 	for (unsigned int i = 0; i < w->round->n_targets; i++) {
 		w->why[i][0] = '\0';
 		w->checked[i] = mount_cache_check(w->mounts, &w->round->targets[i], w->why[i]);
+	}
+}
+
+/* As it was before; but has it been so all the time? */
+static void check_for_changes(struct work *w)
+{
+	for (unsigned int i = 0; i < w->round->n_targets; i++) {
+		const struct target *target = &w->round->targets[i];
+
+		if (w->checked[i] != 0 || mount_cache_count(w->mounts, target) == w->counts[i])
+			continue;
+		w->checked[i] = PMEM_AGENT_UNKNOWN;
+		snprintf(w->why[i], sizeof(w->why[i]),
+			 "the %s at %.120s was remounted, or had something to report, while it was flushed",
+			 target->fstype, target->source);
 	}
 }
 
@@ -400,6 +422,7 @@ static void check_again(struct work *w)
 	struct flush_outcome_of *calls = w->result.outcome.calls;
 
 	check_targets(w);
+	check_for_changes(w);
 	for (unsigned int i = 0; i < w->round->n_calls; i++) {
 		const struct worker_call *c = &w->round->calls[i];
 		int r = w->checked[c->target];
@@ -426,6 +449,7 @@ static void make_round(struct work *w)
 		w->result.details[i][0] = '\0';
 	if (w->n_fds != w->round->n_descriptors)
 		return; /* the kernel has kept some back */
+	count_changes(w);
 	check_targets(w);
 	write_back(w);
 	for (unsigned int i = 0; i < w->round->n_calls; i++) {

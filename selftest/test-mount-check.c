@@ -208,11 +208,39 @@ static void test_memory(void **state)
 	assert_int_equal(mount_cache_check(checked, &t, detail), PMEM_AGENT_UNFLUSHED);
 }
 
+/* Changed and changed back: the table of mounts and the options say the same as before. */
+static void test_remounted_in_between(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	uint64_t before;
+	struct target t;
+
+	fake_file(S_IFREG, 259, 0, 12);
+	assert_int_equal(resolve(MOUNT_SCOPE_AUTO, &t, detail), 0);
+	assert_int_equal(mount_cache_count(checked, &t), 0);
+	put("1\n", "sys/fs/ext4/pmem0/msg_count");
+	for (int i = 0; i < 2; i++) {
+		const struct mount_cache *c = i == 0 ? NULL : checked;
+
+		before = mount_cache_count(c, &t);
+		assert_int_not_equal(before, 0);
+		assert_int_equal(mount_cache_count(c, &t), before);
+		put(i == 0 ? "3\n" : "5\n", "sys/fs/ext4/pmem0/msg_count");
+		assert_int_not_equal(mount_cache_count(c, &t), before);
+	}
+	/* From before it is remembered, and from there on. */
+	before = mount_cache_count(checked, &t);
+	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
+	assert_int_equal(mount_cache_count(checked, &t), before);
+	put("7\n", "sys/fs/ext4/pmem0/msg_count");
+	assert_int_not_equal(mount_cache_count(checked, &t), before);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		TEST(test_filesystems),  TEST(test_options),     TEST(test_check_changes),
-		TEST(test_ext4_journal), TEST(test_xfs_devices), TEST(test_memory),
+		TEST(test_filesystems), TEST(test_options), TEST(test_check_changes),        TEST(test_ext4_journal),
+		TEST(test_xfs_devices), TEST(test_memory),  TEST(test_remounted_in_between),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

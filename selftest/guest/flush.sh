@@ -80,6 +80,17 @@ unshare --mount mount -o remount,nobarrier /mnt
 check_status 11 "remounted nobarrier in another mount namespace: refused" pmemctl flush /mnt
 unshare --mount mount -o remount,barrier /mnt
 check "and barrier again: durable" pmemctl flush /mnt
+vm fsync hang 1 r0
+pmemctl flush /mnt/file >"$work/remounted" 2>&1 &
+flush=$!
+vm fsync wait-hung r0 >/dev/null
+check "remounted nobarrier in mid-flush, and barrier again" timeout 10 unshare --mount sh -c 'mount -o remount,nobarrier /mnt && mount -o remount,barrier /mnt'
+vm fsync release r0
+wait $flush
+check_equal "it is unknown, though nothing is to be seen of that" $? 4
+cp "$work/remounted" "$work/out"
+check_output "and says why" 'was remounted'
+check "the next one is durable" pmemctl flush /mnt/file
 
 # A change in mid-flush: the flush may not have reached the host. Newer kernels hold the change back until the flush has
 # ended, and 7.x whoever reads the attribute too: that may not be the daemon.
