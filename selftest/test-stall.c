@@ -74,7 +74,6 @@ static struct stats stats(void)
 static void start_listening(void)
 {
 	start_agent();
-	manager->conf->stall_usec = 20 * USEC_PER_MSEC;
 	manager_add_listener(manager, &listener);
 	memset(events, 0, sizeof(events));
 }
@@ -84,8 +83,9 @@ static pid_t stall(struct answer_of *a)
 {
 	pid_t worker = stop_worker();
 
+	/* Only now: the round before is not to stall, however busy the machine. */
+	manager->conf->stall_usec = 20 * USEC_PER_MSEC;
 	begin(a);
-	assert_int_equal(events[MANAGER_STALLED], 0);
 	while (events[MANAGER_STALLED] == 0)
 		turn();
 	assert_int_equal(status().state, FLUSH_STALLED);
@@ -109,6 +109,7 @@ static void test_late_success_recovers(void **state)
 	assert_int_equal(stats().stall_began_usec, 0);
 	assert_true(stats().stalled_usec > 0);
 	/* The next one is as quick as ever. */
+	manager->conf->stall_usec = 5 * USEC_PER_SEC;
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 	assert_int_equal(events[MANAGER_STALLED], 1);
