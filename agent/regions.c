@@ -192,7 +192,8 @@ static int on_seen(sd_event_source *source, int fd, uint32_t events, void *userd
 		set_failed(m, -r);
 	else
 		set_problem(m, "");
-	watch_regions_seen(m, r >= 0 && !m->look.again);
+	/* What was read of the witness just now may have begun another look. */
+	watch_regions_seen(m, r >= 0 && !m->look.again && !m->look.scan);
 	if (m->look.again)
 		regions_look(m);
 	return 0;

@@ -52,22 +52,39 @@ static void unhide(const char *name)
 
 static void make_hang(void)
 {
-	hide(MODE0);
+	assert_int_equal(rename(in_tree(MODE0), in_tree("/mode")), 0);
 	assert_int_equal(mkfifo(in_tree(MODE0), 0600), 0);
 }
 
-/* Whoever looks does hang by now; and goes on, and whoever looks from here on finds it as it was. */
-static void end_hang(void)
+static void restore_mode(void)
 {
-	_cleanup_close_ int fd = -1;
+	assert_int_equal(unlink(in_tree(MODE0)), 0);
+	assert_int_equal(rename(in_tree("/mode"), in_tree(MODE0)), 0);
+}
+
+/* By whom whoever looks is let go on. */
+static int wait_for_hang(void)
+{
+	int fd;
 
 	while ((fd = open(in_tree(MODE0), O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0) {
 		assert_int_equal(errno, ENXIO);
 		sched_yield();
 	}
-	assert_int_equal(unlink(in_tree(MODE0)), 0);
-	unhide(MODE0);
+	return fd;
+}
+
+/* Whoever looks goes on, and whoever looks from here on finds it as it was. */
+static void end_hang_of(int fd)
+{
+	restore_mode();
 	assert_int_equal(write(fd, "memory\n", 7), 7);
+	close(fd);
+}
+
+static void end_hang(void)
+{
+	end_hang_of(wait_for_hang());
 }
 
 /* ---- the agent ---- */
@@ -255,8 +272,7 @@ static void test_child_dies(void **state)
 	assert_non_null(strstr(manager_get_scan_problem(manager), "could not look for regions"));
 	assert_non_null(find("region0"));
 	assert_non_null(find("region1"));
-	assert_int_equal(unlink(in_tree(MODE0)), 0);
-	unhide(MODE0);
+	restore_mode();
 	manager_rescan(manager);
 	wait_for_look();
 	assert_string_equal(manager_get_scan_problem(manager), "");
@@ -332,6 +348,25 @@ static void test_error_while_it_hangs(void **state)
 	assert_int_equal(manager->watch.n_strangers, 0);
 }
 
+/* It is read when the look that has missed its region ends. */
+static void test_error_at_the_end_of_a_look(void **state)
+{
+	int fd;
+
+	hide(CLASS1);
+	start_watched();
+	make_hang();
+	manager_rescan(manager);
+	fd = wait_for_hang();
+	unhide(CLASS1);
+	say(ERROR1);
+	end_hang_of(fd);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
 /* A disk that turns out to be nobody's is forgotten. */
 static void test_error_of_nobody(void **state)
 {
@@ -376,6 +411,7 @@ int main(int argc, char **argv)
 		TEST_HERE(test_agent_ends),
 		TEST_WATCHED(test_error_before_it_is_seen),
 		TEST_WATCHED(test_error_while_it_hangs),
+		TEST_WATCHED(test_error_at_the_end_of_a_look),
 		TEST_WATCHED(test_error_of_nobody),
 		TEST_WATCHED(test_errors_of_many),
 	};
