@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-preload-fail: libpmem-agent-preload where the agent or the host fails
+ */
+#include "selftest/preloaded.h"
+
+static void test_agent_restarted(void **state)
+{
+	struct program p;
+
+	start_program(&p, true, WORDS("fsync", "pause", "fsync", "msync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	go_on(&p);
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "msync 0 0");
+	end_program(&p);
+}
+
+/* Its own flushes must not wait for itself. */
+static void test_agent_preloaded(void **state)
+{
+	char library[PATH_MAX], both[2 * PATH_MAX];
+	struct program p;
+
+	served_find("libpmem-agent-preload.so", library, sizeof(library));
+	snprintf(both, sizeof(both), "%s:%s", sanitizer(), library);
+	assert_int_equal(served_stop_agent(&served), 0);
+	setenv("LD_PRELOAD", both, 1);
+	setenv("PMEM_AGENT_RUNTIME_DIR", served.session.directory, 1);
+	setenv("ASAN_OPTIONS", "verify_asan_link_order=0:detect_leaks=0", 1);
+	assert_int_equal(served_start_agent(&served), 0);
+	unsetenv("LD_PRELOAD");
+	unsetenv("PMEM_AGENT_RUNTIME_DIR");
+	unsetenv("ASAN_OPTIONS");
+	start_program(&p, true, WORDS("fsync", "msync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "msync 0 0");
+	end_program(&p);
+}
+
+static void test_no_agent(void **state)
+{
+	struct program p;
+	uint64_t before;
+
+	start_program(&p, true, WORDS("fsync", "pause", "fsync", "msync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(served_stop_agent(&served), 0);
+	before = rounds();
+	go_on(&p);
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "msync 0 0");
+	end_program(&p);
+
+	start_program(&p, true, WORDS("fsync", "msync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "msync 0 0");
+	end_program(&p);
+	assert_int_equal(rounds(), before);
+	assert_int_equal(served_start_agent(&served), 0);
+}
+
+static void assert_words_fail(bool fail)
+{
+	static const char *const words[] = { "fsync", "fdatasync", "msync" };
+	char wanted[32];
+	struct program p;
+
+	start_program(&p, true, WORDS("fsync", "fdatasync", "msync"));
+	for (unsigned int i = 0; i < ARRAY_SIZE(words); i++) {
+		snprintf(wanted, sizeof(wanted), fail ? "%s -1 5" : "%s 0 0", words[i]);
+		assert_prints(&p, wanted);
+	}
+	end_program(&p);
+}
+
+static void acknowledge(uint64_t number)
+{
+	_cleanup_(sd_bus_flush_close_unrefp) sd_bus *bus = NULL;
+
+	assert_true(sd_bus_open_system(&bus) >= 0);
+	assert_true(sd_bus_call_method(bus, BUS_NAME, BUS_PATH "/region/emu0", BUS_INTERFACE_REGION, "AcknowledgeLoss",
+				       NULL, NULL, "t", number) >= 0);
+}
+
+/* An error that only this process has seen stays, whatever the kernel says next. */
+static void test_real_call_fails(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+
+	assert_int_equal(served_stop_agent(&served), 0);
+	setenv("PRELOAD_FAIL", served.session.emulated, 1);
+	start_program(&p, false, WORDS("fsync", "fsync"));
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "fsync 0 0");
+	end_program(&p);
+	start_program(&p, true, WORDS("fsync", "fsync", "msync", "pause", "fdatasync", "pause", "fsync"));
+	unsetenv("PRELOAD_FAIL");
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "msync -1 5");
+	assert_prints(&p, "pause 0 0");
+	/* The agent did not know; the next call tells it, and then everybody knows. */
+	assert_int_equal(served_start_agent(&served), 0);
+	assert_words_fail(false);
+	go_on(&p);
+	assert_prints(&p, "fdatasync -1 5");
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_CALLER);
+	assert_words_fail(true);
+	assert_prints(&p, "pause 0 0");
+	acknowledge(page->agent.loss);
+	go_on(&p);
+	assert_prints(&p, "fsync 0 0");
+	end_program(&p);
+	assert_words_fail(false);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+/* Where its only thread waits, says the kernel. */
+static void wait_until_in(const struct program *p, int number)
+{
+	char path[64], text[256] = "", wanted[16];
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", p->pid);
+	snprintf(wanted, sizeof(wanted), "%d ", number);
+	while (strncmp(text, wanted, strlen(wanted)) != 0) {
+		_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = read(fd, text, sizeof(text) - 1);
+
+		assert_true(n > 0);
+		text[n] = '\0';
+		sched_yield();
+	}
+}
+
+/* What became of it nobody knows: calling the real one then would prove nothing. */
+static void test_agent_killed_in_mid_wait(void **state)
+{
+	struct program p;
+	pid_t worker;
+
+	start_program(&p, true, WORDS("fsync", "pause", "fsync"));
+	assert_prints(&p, "fsync 0 0");
+	assert_prints(&p, "pause 0 0");
+	worker = session_worker(&served.session);
+	kill(worker, SIGSTOP);
+	go_on(&p);
+	wait_until_in(&p, SYS_recvfrom);
+	served_kill_agent(&served);
+	assert_prints(&p, "fsync -1 5");
+	end_program(&p);
+	kill(worker, SIGKILL);
+	assert_int_equal(served_start_agent(&served), 0);
+}
+
+static void test_loss(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_words_fail(false);
+	page->agent.loss = page->agent.acknowledged + 1;
+	page->agent.loss_error = EIO;
+	assert_words_fail(true);
+	assert_int_equal(served_start_agent(&served), 0);
+	assert_words_fail(true);
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_words_fail(true);
+	page->agent.acknowledged = page->agent.loss;
+	assert_words_fail(false);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+/* ---- libpmem ---- */
+
+/* It can't be returned: the program ends. */
+static void test_libpmem_fails(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+	int status;
+
+	if (!dlopen("libpmem.so.1", RTLD_NOW))
+		skip();
+	page->agent.loss = page->agent.acknowledged + 1;
+	page->agent.loss_error = EIO;
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	start_program(&p, true, WORDS("pmem_deep_persist", "pmem_persist", "fsync"));
+	assert_prints(&p, "pmem_deep_persist -1 5");
+	assert_null(fgets((char[64]){ 0 }, 64, p.text));
+	waitpid(p.pid, &status, 0);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	close(p.in);
+	fclose(p.text);
+	assert_int_equal(served_stop_agent(&served), 0);
+	page->agent.acknowledged = page->agent.loss;
+	assert_int_equal(served_start_agent(&served), 0);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+/* Of this process: field 22. */
+static uint64_t own_start_time(void)
+{
+	char text[1024] = "", *p;
+	_cleanup_close_ int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+
+	assert_true(read(fd, text, sizeof(text) - 1) > 0);
+	p = strrchr(text, ')');
+	for (unsigned int i = 0; i < 20; i++)
+		p = strchr(p + 1, ' ');
+	return strtoull(p, NULL, 10);
+}
+
+/* Left over by an agent that was killed. */
+static void test_worker(void **state)
+{
+	struct pmem_agent_page *page = map_page(), saved = *page;
+	struct program p;
+
+	/* It died in its round: it may have taken an error. */
+	page->worker.started = page->worker.done + 1;
+	page->worker.pid = 1;
+	page->worker.start_time = 0;
+	assert_words_fail(true);
+
+	/* It is in its round still: what else is flushed meanwhile waits for what that one says. */
+	page->worker.pid = (uint32_t)getpid();
+	page->worker.start_time = own_start_time();
+	for (unsigned int failed = 0; failed < 2; failed++) {
+		page->worker.started = page->worker.done + 1;
+		start_program(&p, true, WORDS("fsync"));
+		wait_until_in(&p, SYS_clock_nanosleep);
+		page->worker.failed = failed ? page->worker.started : page->worker.failed;
+		__atomic_store_n(&page->worker.done, page->worker.started, __ATOMIC_RELEASE);
+		assert_prints(&p, failed ? "fsync -1 5" : "fsync 0 0");
+		end_program(&p);
+	}
+	*page = saved;
+	assert_words_fail(false);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_libpmem_fails),
+		cmocka_unit_test(test_agent_restarted),
+		cmocka_unit_test(test_agent_preloaded),
+		cmocka_unit_test(test_no_agent),
+		cmocka_unit_test(test_real_call_fails),
+		cmocka_unit_test(test_agent_killed_in_mid_wait),
+		cmocka_unit_test(test_loss),
+		cmocka_unit_test(test_worker),
+	};
+
+	if (argc > 2 && strcmp(argv[1], "words") == 0)
+		return do_words(argv[2], argv + 3);
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, set_up, tear_down);
+}
