@@ -222,23 +222,16 @@ static bool is_same_place(const struct entry *e, const struct statx *st, bool re
 	       (block || region == (e->target.flush.scope == FLUSH_REGION));
 }
 
-static bool is_file(const struct statx *st, const struct mount_file *file)
-{
-	return makedev(st->stx_dev_major, st->stx_dev_minor) == file->device && st->stx_ino == file->inode;
-}
-
 int mount_cache_resolve_fd(struct mount_cache *c, int fd, const struct mount_file *expected, enum mount_scope scope,
 			   struct target *ret, char detail[static MOUNT_DETAIL_MAX])
 {
 	struct statx st;
 	struct entry *e;
 	bool can;
-	int r = mount_stat_fd(fd, &st, detail);
+	int r = mount_stat_fd(fd, expected, &st, detail);
 
 	if (r != 0)
 		return r;
-	if (expected && !is_file(&st, expected))
-		return -ESTALE;
 	scope = mount_sound_scope(&st, scope);
 	can = is_current(c) && (S_ISBLK(st.stx_mode) ? scope != MOUNT_SCOPE_FILESYSTEM
 						     : !S_ISCHR(st.stx_mode) && st.stx_mask & STATX_MNT_ID);

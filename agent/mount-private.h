@@ -10,8 +10,11 @@
 
 extern const char *mount_proc, *mount_sys; /* "/proc" and "/sys", but for tests */
 
-/* What is known of a descriptor without a look at what it is of. 0, PMEM_AGENT_REFUSED, or a negative errno. */
-int mount_stat_fd(int fd, struct statx *ret, char detail[static MOUNT_DETAIL_MAX]);
+/*
+ * What is known of a descriptor without a look at what it is of. 0, PMEM_AGENT_REFUSED, or a negative errno: -ESTALE:
+ * it is not `expected`; NULL: it may be anything.
+ */
+int mount_stat_fd(int fd, const struct mount_file *expected, struct statx *ret, char detail[static MOUNT_DETAIL_MAX]);
 
 /* mount_resolve_fd() of what mount_stat_fd() gave. */
 int mount_resolve_stat(const struct statx *st, enum mount_scope scope, struct target *ret,

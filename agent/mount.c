@@ -397,13 +397,20 @@ static int resolve_dax(const struct statx *st, enum mount_scope scope, struct ta
 	return 0;
 }
 
-int mount_stat_fd(int fd, struct statx *ret, char detail[static MOUNT_DETAIL_MAX])
+static bool is_file(const struct statx *st, const struct mount_file *file)
+{
+	return makedev(st->stx_dev_major, st->stx_dev_minor) == file->device && st->stx_ino == file->inode;
+}
+
+int mount_stat_fd(int fd, const struct mount_file *expected, struct statx *ret, char detail[static MOUNT_DETAIL_MAX])
 {
 	int flags;
 
 	/* Both look at nothing but the kernel's own memory, whatever the descriptor is of. */
 	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_MNT_ID, ret) < 0)
 		return -errno;
+	if (expected && !is_file(ret, expected))
+		return -ESTALE;
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0)
 		return -errno;
@@ -435,7 +442,7 @@ int mount_resolve_stat(const struct statx *st, enum mount_scope scope, struct ta
 int mount_resolve_fd(int fd, enum mount_scope scope, struct target *ret, char detail[static MOUNT_DETAIL_MAX])
 {
 	struct statx st;
-	int r = mount_stat_fd(fd, &st, detail);
+	int r = mount_stat_fd(fd, NULL, &st, detail);
 
 	return r != 0 ? r : mount_resolve_stat(&st, scope, ret, detail);
 }

@@ -220,6 +220,9 @@ static int deliver(const struct pmem_agent_request *request, int fd, struct prel
 			sleep_a_little();
 		if (r == 0)
 			return 0;
+		/* Not the application's, but ours has been closed. */
+		if (r == -EBADF && !preload_line_is_ours(*ret))
+			r = -ENOTCONN;
 		give_back(*ret, own, !exchange_is_undelivered(r));
 		if (!exchange_is_undelivered(r))
 			return r;

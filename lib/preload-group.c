@@ -8,7 +8,7 @@
  * nobody.
  *
  * Nobody waits for ever, since whoever is waited for may be what a signal handler has interrupted, or never come back
- * from one. Who has waited in vain asks by itself.
+ * from one. Who has waited in vain asks by itself. All waits end at a time, whatever wakes them before.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -23,6 +23,8 @@
 #define N_RESULTS       4 /* of the groups before, for those who are slow to read them */
 #define BEING_TOLD      UINT32_MAX
 #define NSEC_PER_SEC    1000000000ULL
+#define PATIENCE_NSEC   (5 * NSEC_PER_SEC) /* with a group that is under way; a member's group comes after it */
+#define MAX_AGE         (1U << 30)         /* of results: what is older is none, when the numbers begin anew */
 #define GATHER_MAX_NSEC 1000000ULL
 #define GATHER_SHARE    4 /* of the time that the answer took: as the agent gathers requests */
 
@@ -44,6 +46,7 @@ struct preload_place {
 	struct preload_question question; /* of the newest group, and of the one under way */
 	const void *leader;               /* of the newest group: a thread */
 	uint32_t under_way;               /* number of the group that is being asked for; 0: none */
+	uint32_t n_waiting;               /* leaders, for that to end */
 	uint32_t complete;                /* number of a group that all have joined who were expected */
 	const void *asker;                /* who asks for the group under way */
 	uint64_t until_nsec;
@@ -87,12 +90,14 @@ static uint64_t now_nsec(void)
 	return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
 }
 
-/* While the word is `seen`, and not for longer than that. False: the time has passed. */
-static bool wait_for_change(const uint32_t *word, uint32_t seen, uint64_t nsec)
+/* While the word is `seen`, until then at the latest. False: it is that time. */
+static bool wait_for_change(const uint32_t *word, uint32_t seen, uint64_t until_nsec)
 {
-	const struct timespec ts = { .tv_sec = (time_t)(nsec / NSEC_PER_SEC), .tv_nsec = (long)(nsec % NSEC_PER_SEC) };
+	const struct timespec ts = { .tv_sec = (time_t)(until_nsec / NSEC_PER_SEC),
+				     .tv_nsec = (long)(until_nsec % NSEC_PER_SEC) };
 
-	return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, &ts, NULL, 0) == 0 || errno != ETIMEDOUT;
+	syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, seen, &ts, NULL, FUTEX_BITSET_MATCH_ANY);
+	return now_nsec() < until_nsec;
 }
 
 static void wake(const uint32_t *word)
@@ -142,6 +147,12 @@ static bool end_under_way(struct preload_place *p, uint32_t number)
 	return __atomic_compare_exchange_n(&p->under_way, &number, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
+static bool is_own_under_way(struct preload_place *p)
+{
+	return __atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST) != 0 &&
+	       __atomic_load_n(&p->asker, __ATOMIC_ACQUIRE) == myself();
+}
+
 static bool is_question(struct preload_place *p, const struct preload_question *q)
 {
 	struct preload_question asked;
@@ -157,37 +168,64 @@ void preload_group_inherit(void)
 
 /* ---- who leads ---- */
 
-/* The group before has its answer, and its members are back, or so many as come soon. */
+/* Nothing is under way, but what this thread itself waits for. */
+static void wait_for_turn(struct preload_place *p)
+{
+	uint64_t until = now_nsec() + PATIENCE_NSEC;
+	uint32_t seen;
+
+	__atomic_fetch_add(&p->n_waiting, 1, __ATOMIC_SEQ_CST);
+	while ((seen = __atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST)) != 0 && !is_own_under_way(p))
+		if (!wait_for_change(&p->under_way, seen, until))
+			end_under_way(p, seen);
+	__atomic_fetch_sub(&p->n_waiting, 1, __ATOMIC_SEQ_CST);
+}
+
+/* The members of the groups before are back, or so many as come soon. */
 static void gather(struct preload_place *p)
 {
+	uint64_t until = PRELOAD_PEEK(p->until_nsec);
 	uint32_t seen;
-	uint64_t now;
 
-	while ((seen = __atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST)) != 0 &&
-	       __atomic_load_n(&p->asker, __ATOMIC_ACQUIRE) != myself())
-		if (!wait_for_change(&p->under_way, seen, PRELOAD_MAX_WAIT_SEC * NSEC_PER_SEC))
-			end_under_way(p, seen);
-	for (;;) {
+	do
 		seen = __atomic_load_n(&p->complete, __ATOMIC_SEQ_CST);
-		if (members_of(get_newest(p)) >= PRELOAD_PEEK(p->expected))
-			break;
-		now = now_nsec();
-		if (now >= PRELOAD_PEEK(p->until_nsec) ||
-		    !wait_for_change(&p->complete, seen, PRELOAD_PEEK(p->until_nsec) - now))
-			break;
+	while (members_of(get_newest(p)) < PRELOAD_PEEK(p->expected) && now_nsec() < until &&
+	       wait_for_change(&p->complete, seen, until));
+}
+
+/*
+ * The next number. Not one of whose result somebody has begun to tell and never ended; and what has been told of groups
+ * when the numbers were here before is nothing that has been told of this one.
+ */
+static uint32_t next_number(struct preload_place *p, uint32_t number)
+{
+	for (unsigned int i = 0; i < N_RESULTS; i++) {
+		uint32_t *told, before;
+
+		number = number + 1 < BEING_TOLD ? number + 1 : 1;
+		told = &p->result_number[number % N_RESULTS];
+		before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
+		if (before != BEING_TOLD &&
+		    (number - before - 1 < MAX_AGE ||
+		     __atomic_compare_exchange_n(told, &before, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)))
+			return number;
 	}
+	return 0;
 }
 
 bool preload_group_open(const struct preload_question *q, struct preload_group *ret)
 {
 	struct preload_place *p = place_of(q);
 	uint64_t word = get_newest(p), next;
-	uint32_t number = number_of(word) + 1 < BEING_TOLD ? number_of(word) + 1 : 1;
+	uint32_t number;
 
 	/* What is under way was so before its gate was closed: it has this question, if no other is opened meanwhile.
 	 */
 	if (gate_of(word) != GATE_CLOSED ||
 	    (__atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST) != 0 && !is_question(p, q)))
+		return false;
+	number = next_number(p, number_of(word));
+	if (number == 0)
 		return false;
 	next = (uint64_t)number << NUMBER_SHIFT | MEMBER | GATE_BEING_OPENED;
 	if (!change(p, &word, next))
@@ -196,6 +234,8 @@ bool preload_group_open(const struct preload_question *q, struct preload_group *
 	PRELOAD_POKE(p->leader, myself());
 	*ret = (struct preload_group){ .place = p, .number = number };
 	change(p, &next, (next & ~GATE_MASK) | GATE_OPEN);
+	if (__atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST) != 0)
+		wait_for_turn(p);
 	gather(p);
 	return true;
 }
@@ -225,8 +265,8 @@ static void tell_members(struct preload_place *p, uint32_t number, enum preload_
 	const struct result result = { .reply = *reply, .outcome = outcome };
 	uint32_t *told = &p->result_number[number % N_RESULTS], before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
 
-	/* One at a time: another is told there only if this one has been in vain for long. */
-	if (before == BEING_TOLD ||
+	/* One at a time, and never one after a newer one: its members have given up. */
+	if (before == BEING_TOLD || (before != 0 && (int32_t)(before - number) > 0) ||
 	    !__atomic_compare_exchange_n(told, &before, BEING_TOLD, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return;
 	copy(&p->results[number % N_RESULTS], &result, sizeof(result));
@@ -239,30 +279,29 @@ void preload_group_tell(const struct preload_group *g, enum preload_outcome outc
 	struct preload_place *p = g->place;
 
 	expect_back(g);
-	end_under_way(p, g->number);
+	/* Before any of the next groups can be told, which come after this one. */
 	if (g->members != 1)
 		tell_members(p, g->number, outcome, reply);
-	/* Who opens one from now on sees that nothing is under way. */
-	if (gate_of(get_newest(p)) != GATE_CLOSED)
+	end_under_way(p, g->number);
+	/* Who begins to wait from now on sees that nothing is under way. */
+	if (__atomic_load_n(&p->n_waiting, __ATOMIC_SEQ_CST))
 		wake(&p->under_way);
 }
 
 /* ---- who joins ---- */
 
-/* False: nobody has told it in time. */
+/* False: nobody has told it in time; or who has is not to be read any more. */
 static bool wait_for_result(struct preload_place *p, uint32_t number)
 {
 	const uint32_t *told = &p->result_number[number % N_RESULTS];
-	unsigned int patience = 2; /* the group before may take its time first */
+	uint64_t until = now_nsec() + 2 * PATIENCE_NSEC;
+	uint32_t seen;
 
-	while (patience > 0) {
-		uint32_t seen = __atomic_load_n(told, __ATOMIC_SEQ_CST);
-
-		if (seen == number)
-			return true;
-		if (!wait_for_change(told, seen, PRELOAD_MAX_WAIT_SEC * NSEC_PER_SEC))
-			patience--;
-	}
+	do {
+		seen = __atomic_load_n(told, __ATOMIC_SEQ_CST);
+		if (seen != 0 && seen != BEING_TOLD && (int32_t)(seen - number) >= 0)
+			return seen == number;
+	} while (wait_for_change(told, seen, until));
 	return false;
 }
 
@@ -272,8 +311,9 @@ static bool become_member(struct preload_place *p, const struct preload_question
 	uint64_t word = get_newest(p);
 	uint32_t number = number_of(word);
 
-	/* A signal handler would wait for what it has interrupted. */
-	if (gate_of(word) != GATE_OPEN || !is_question(p, q) || PRELOAD_PEEK(p->leader) == myself())
+	/* A signal handler would wait for what it has interrupted: its own group, or the one which that waits for. */
+	if (gate_of(word) != GATE_OPEN || !is_question(p, q) || PRELOAD_PEEK(p->leader) == myself() ||
+	    is_own_under_way(p))
 		return false;
 	/* It is open still: so that was its question. */
 	while (number_of(word) == number && gate_of(word) == GATE_OPEN) {

@@ -151,10 +151,10 @@ void preload_kept_extend(uint64_t device, uint64_t inode, uintptr_t start, uintp
 		preload_range_widen(&k->start, &k->end, start, end);
 }
 
-void preload_kept_moved(uintptr_t old, uintptr_t start, uintptr_t end)
+void preload_kept_moved(uintptr_t old, uintptr_t old_end, uintptr_t start, uintptr_t end)
 {
 	for (unsigned int i = 0; i < __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE); i++)
-		if (overlaps(&kept[i], old, old + 1))
+		if (overlaps(&kept[i], old, old_end))
 			preload_range_widen(&kept[i].start, &kept[i].end, start, end);
 }
 

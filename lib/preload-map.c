@@ -20,7 +20,7 @@
 #include "preload.h"
 
 #define N_HELD   256
-#define N_RANGES 64
+#define N_RANGES 128
 
 /* Linux 6.11; headers are often older. */
 struct procmap_query {
@@ -39,11 +39,11 @@ _Static_assert(sizeof(struct procmap_query) == 104, "the kernel's struct procmap
 /* ---- addresses ---- */
 
 /*
- * Where there are mappings that concern us, or have been: the places that are free have no end. What does not fit lies
- * within the last one, which is never free.
+ * Where there are mappings that concern us, or have been: nothing is taken back, since others may map and unmap there
+ * at the same time. What does not fit lies within the last one.
  */
 static struct range {
-	uintptr_t start, end;
+	uintptr_t start, end; /* 0: free, but for the last */
 	uint32_t claimed;
 } ranges[N_RANGES] = { [N_RANGES - 1] = { .start = UINTPTR_MAX, .claimed = 1 } };
 
@@ -91,8 +91,9 @@ void preload_map_add(uintptr_t start, uintptr_t end)
 {
 	struct range *r;
 
+	/* What touches one belongs to it. */
 	for (unsigned int i = 0; i < N_RANGES; i++)
-		if (overlaps(&ranges[i], start, end)) {
+		if (overlaps(&ranges[i], start - 1, end + 1)) {
 			preload_range_widen(&ranges[i].start, &ranges[i].end, start, end);
 			return;
 		}
@@ -105,21 +106,6 @@ void preload_map_add(uintptr_t start, uintptr_t end)
 	__atomic_store_n(&r->end, end, __ATOMIC_RELEASE);
 }
 
-bool preload_map_remove(uintptr_t start, uintptr_t end)
-{
-	bool any = false;
-
-	for (unsigned int i = 0; i < N_RANGES - 1; i++) {
-		if (!overlaps(&ranges[i], start, end) || PRELOAD_PEEK(ranges[i].start) < start ||
-		    PRELOAD_PEEK(ranges[i].end) > end)
-			continue;
-		__atomic_store_n(&ranges[i].end, 0, __ATOMIC_RELEASE);
-		__atomic_store_n(&ranges[i].claimed, 0, __ATOMIC_RELEASE);
-		any = true;
-	}
-	return any;
-}
-
 /* ---- descriptors ---- */
 
 struct held {
@@ -128,12 +114,7 @@ struct held {
 };
 
 static struct held held[N_HELD];
-static uint32_t n_noted, any_noted;
-
-bool preload_map_is_empty(void)
-{
-	return !__atomic_load_n(&any_noted, __ATOMIC_ACQUIRE);
-}
+static uint32_t n_noted;
 
 /* Two at the same time may spoil an entry: it is looked at before it is used. */
 static void hold(int fd, const struct preload_file *file)
@@ -169,7 +150,6 @@ void preload_map_note(int fd, uintptr_t start, uintptr_t end)
 		hold(fd, &file);
 		preload_device_note_mapped(&file);
 		preload_kept_extend(file.device, file.inode, start, end);
-		__atomic_store_n(&any_noted, 1, __ATOMIC_RELEASE);
 	}
 	errno = saved;
 }
@@ -180,7 +160,7 @@ void preload_map_closing(int fd)
 	struct preload_file file;
 	int saved, cancel;
 
-	if (fd < 0 || preload_map_is_empty())
+	if (fd < 0)
 		return;
 	for (unsigned int i = 0; i < N_HELD; i++) {
 		if (__atomic_load_n(&held[i].device, __ATOMIC_ACQUIRE) == 0)
@@ -192,7 +172,9 @@ void preload_map_closing(int fd)
 		if (stands_for(fd, PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), &file) &&
 		    file.kind != PRELOAD_NONE)
 			preload_kept_offer(fd, &file);
-		preload_map_disown(PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), fd);
+		/* A child of vfork() closes its own. */
+		if (preload_is_own_process())
+			preload_map_disown(PRELOAD_PEEK(held[i].device), PRELOAD_PEEK(held[i].inode), fd);
 		pthread_setcancelstate(cancel, NULL);
 		errno = saved;
 	}

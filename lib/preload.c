@@ -107,6 +107,7 @@ struct call {
 	void *address;
 	size_t size;
 	bool only_regions; /* of mappings: nothing but what stands for a region */
+	bool whole;        /* the agent has flushed all of the file */
 };
 
 static int make(const struct call *c)
@@ -184,8 +185,7 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 #define CHANGED (-1)
 
 /* 0 or an errno; or CHANGED: `h` is of another file. */
-static int flush(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
-		 const struct call *c)
+static int flush(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file, struct call *c)
 {
 	struct preload_reply reply;
 	int error;
@@ -200,6 +200,7 @@ static int flush(struct preload_handle h, enum pmem_agent_scope scope, const str
 	switch (h.fd >= 0 || h.kept ? preload_ask(h, scope, file, &reply) : PRELOAD_UNASKED) {
 	case PRELOAD_TOLD:
 		error = take(&reply, h.fd, file);
+		c->whole = error == 0;
 		break;
 	case PRELOAD_UNASKED:
 		error = -2;
@@ -226,7 +227,7 @@ static int finish(int error, int saved)
 
 static int route(int fd, enum pmem_agent_scope scope, sync_call call)
 {
-	const struct call c = { .sync = call, .fd = fd };
+	struct call c = { .sync = call, .fd = fd };
 	struct preload_file file;
 	uint32_t second = is_off ? 0 : preload_is_active();
 	int saved, cancel, error;
@@ -293,21 +294,22 @@ static int make_nothing(int fd)
 }
 
 /* By what is known of who holds it, and if that is wrong by a closer look. 0 or an errno. */
-static int flush_mapping(const struct preload_mapping *m, struct call *c, struct preload_handle *ret_handle)
+static int flush_mapping(const struct preload_mapping *m, struct call *c)
 {
+	struct preload_handle h;
 	struct preload_file file;
 	int error = CHANGED;
 
 	for (unsigned int i = 0; i < 2 && error == CHANGED; i++) {
-		*ret_handle = preload_map_find_handle(m->device, m->inode, &file);
+		h = preload_map_find_handle(m->device, m->inode, &file);
 		if (file.kind == PRELOAD_NONE)
 			return make(c);
 		/* Device-dax has no msync(): it is the agent, or the CPU alone. */
 		if (c->only_regions && file.kind == PRELOAD_DAX_DEVICE)
 			c->sync = make_nothing;
-		error = flush(*ret_handle, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
+		error = flush(h, PMEM_AGENT_SCOPE_FILE_DATA, &file, c);
 		if (error == CHANGED)
-			preload_map_disown(m->device, m->inode, ret_handle->fd);
+			preload_map_disown(m->device, m->inode, h.fd);
 	}
 	return error == CHANGED ? make_guarded(c, &file) : error;
 }
@@ -315,7 +317,6 @@ static int flush_mapping(const struct preload_mapping *m, struct call *c, struct
 /* One mapping, of which `c` is the piece that is asked for. 0 or an errno. */
 static int sync_mapping(const struct preload_mapping *m, struct call *c, struct flushed *f)
 {
-	struct preload_handle h;
 	int error;
 
 	f->covered += c->size;
@@ -326,9 +327,9 @@ static int sync_mapping(const struct preload_mapping *m, struct call *c, struct 
 		return 0;
 	if (!preload_device_find(m->device))
 		return make(c);
-	error = flush_mapping(m, c, &h);
-	/* Without a handle, or with one that the agent did not know, this piece alone has been synced. */
-	if (error == 0 && h.fd >= 0 && f->n < N_FLUSHED) {
+	error = flush_mapping(m, c);
+	/* If it isn't the agent who has synced it, this piece alone has been. */
+	if (error == 0 && c->whole && f->n < N_FLUSHED) {
 		f->files[f->n].device = m->device;
 		f->files[f->n++].inode = m->inode;
 	}
@@ -432,20 +433,16 @@ static void unmapped(const void *address, size_t size)
 
 EXPORT int munmap(void *address, size_t size)
 {
-	const uintptr_t start = (uintptr_t)address, end = start + size;
-	/* Before it: afterwards the addresses may be another's. */
-	bool concerned = preload_map_remove(start, end);
 	int r = REAL(munmap)(address, size);
 
 	if (r == 0)
 		unmapped(address, size);
-	else if (concerned)
-		preload_map_add(start, end);
 	return r;
 }
 
 EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 {
+	const uintptr_t start = (uintptr_t)old, end = start + (old_size ?: 1);
 	void *new = NULL, *p;
 	va_list arguments;
 
@@ -456,9 +453,9 @@ EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 	}
 	p = REAL(mremap)(old, old_size, new_size, flags, new);
 	if (p != MAP_FAILED) {
-		if (preload_map_concerns((uintptr_t)old, (uintptr_t)old + 1))
+		if (preload_map_concerns(start, end))
 			preload_map_add((uintptr_t)p, (uintptr_t)p + new_size);
-		preload_kept_moved((uintptr_t)old, (uintptr_t)p, (uintptr_t)p + new_size);
+		preload_kept_moved(start, end, (uintptr_t)p, (uintptr_t)p + new_size);
 		unmapped(old, old_size);
 		unmapped(p, new_size);
 	}

@@ -194,7 +194,7 @@ uint64_t preload_kept_find(uint64_t device, uint64_t inode);
 void preload_kept_extend(uint64_t device, uint64_t inode, uintptr_t start, uintptr_t end);
 
 /* A mapping has been moved or changed in size: whether of a kept file isn't looked at. */
-void preload_kept_moved(uintptr_t old, uintptr_t start, uintptr_t end);
+void preload_kept_moved(uintptr_t old, uintptr_t old_end, uintptr_t start, uintptr_t end);
 
 /* What was there is mapped no more. Returns when the agent has dropped what nothing is mapped of. */
 void preload_kept_unmapped(uintptr_t start, uintptr_t end);
@@ -258,17 +258,11 @@ void preload_map_note(int fd, uintptr_t start, uintptr_t end);
 /* `fd` is about to be closed. */
 void preload_map_closing(int fd);
 
-/* None of the mappings concerns us. */
-bool preload_map_is_empty(void);
-
-/* Whether anything that concerns us may be mapped there. */
+/* Whether anything that concerns us may be mapped there, or has been. */
 bool preload_map_concerns(uintptr_t start, uintptr_t end);
 
-/* It may, from now on: of a mapping that has been moved, or that is there still. */
+/* It may, from now on: a mapping has been moved there. */
 void preload_map_add(uintptr_t start, uintptr_t end);
-
-/* All there is about to be unmapped. Whether anything concerned us. */
-bool preload_map_remove(uintptr_t start, uintptr_t end);
 
 /* Others may be doing the same. */
 void preload_range_widen(uintptr_t *range_start, uintptr_t *range_end, uintptr_t start, uintptr_t end);

@@ -189,6 +189,14 @@ static inline int go_on_in_child(void)
 	_exit(status);
 }
 
+/* Bytes that the real msync() has written, as preload-fail has it. */
+static int count_synced(void)
+{
+	size_t (*count)(void) = (size_t(*)(void))dlsym(RTLD_DEFAULT, "preload_synced");
+
+	return count ? (int)count() : -1;
+}
+
 /* What it does with `path`, one word a time, each with a line. */
 static inline int do_words(const char *path, char **words)
 {
@@ -208,6 +216,12 @@ static inline int do_words(const char *path, char **words)
 			r = fdatasync(fd);
 		else if (strcmp(word, "msync") == 0)
 			r = msync(p, 4096, MS_SYNC);
+		else if (strcmp(word, "split") == 0)
+			r = mprotect(p + size / 2, size / 2, PROT_READ);
+		else if (strcmp(word, "msync-all") == 0)
+			r = msync(p, size, MS_SYNC);
+		else if (strcmp(word, "halves-synced") == 0)
+			r = count_synced() / (int)(size / 2);
 		else if (strcmp(word, "close") == 0)
 			r = close(fd);
 		else if (strcmp(word, "fclose") == 0)

@@ -3,13 +3,16 @@
  * test-group: threads that share a request of libpmem-agent-preload
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -19,22 +22,50 @@
 
 /* Who waits has joined. */
 static unsigned int n_waits, n_wakes;
-static bool is_impatient; /* for a 50th of the time */
+
+/* A clock that is an hour slow: pauses take an hour, as long as it is looked at. Or one that is 50 times as fast. */
+static __thread bool is_slow;
+static bool is_fast;
+static uint64_t fast_since;
+
+#define HOUR  3600000000000ULL
+#define SPEED 50
+
+static uint64_t real_nsec(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static int get_time(clockid_t clock, struct timespec *ret)
+{
+	uint64_t now = real_nsec();
+
+	now = is_fast ? fast_since + (now - fast_since) * SPEED : is_slow ? now - HOUR : now;
+	*ret = (struct timespec){ .tv_sec = (time_t)(now / 1000000000), .tv_nsec = (long)(now % 1000000000) };
+	return 0;
+}
 
 static long call_futex(long number, const uint32_t *word, int operation, uint32_t value, const struct timespec *ts, ...)
 {
-	static const struct timespec patience = { .tv_nsec = PRELOAD_MAX_WAIT_SEC * 20000000 };
+	bool wait = operation == FUTEX_WAIT_BITSET_PRIVATE;
+	struct timespec real = { 0 };
+	uint64_t until;
 
-	__atomic_fetch_add(operation == FUTEX_WAIT_PRIVATE ? &n_waits : &n_wakes, 1, __ATOMIC_SEQ_CST);
-	return syscall(number, word, operation, value,
-		       is_impatient && ts && ts->tv_sec == PRELOAD_MAX_WAIT_SEC ? &patience : ts, NULL, 0);
+	if (wait) {
+		until = (uint64_t)ts->tv_sec * 1000000000 + (uint64_t)ts->tv_nsec;
+		until = is_fast ? fast_since + (until - fast_since) / SPEED : is_slow ? until + HOUR : until;
+		real =
+		    (struct timespec){ .tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000) };
+	}
+	__atomic_fetch_add(wait ? &n_waits : &n_wakes, 1, __ATOMIC_SEQ_CST);
+	return syscall(number, word, operation, value, &real, NULL, FUTEX_BITSET_MATCH_ANY);
 }
 
-#define syscall(...) call_futex(__VA_ARGS__, NULL)
-
-/* Whose clock is an hour slow waits for a pause as long as it takes. */
-static __thread time_t slow_sec;
-#define clock_gettime(clock, ts) ((clock_gettime)(clock, ts), (void)((ts)->tv_sec -= slow_sec))
+#define syscall(...)             call_futex(__VA_ARGS__, NULL)
+#define clock_gettime(clock, ts) get_time(clock, ts)
 
 #include "lib/preload-group.c"
 
@@ -46,8 +77,7 @@ static const struct preload_reply durable = { .answer = PMEM_AGENT_DURABLE, .pag
 struct member {
 	pthread_t thread;
 	struct preload_question question;
-	time_t slow_sec;
-	bool joined, opened;
+	bool is_slow, joined, opened;
 	struct preload_group group;
 	enum preload_outcome outcome;
 	struct preload_reply reply;
@@ -65,7 +95,7 @@ static void *open_group(void *userdata)
 {
 	struct member *m = userdata;
 
-	slow_sec = m->slow_sec;
+	is_slow = m->is_slow;
 	m->opened = preload_group_open(&m->question, &m->group);
 	return NULL;
 }
@@ -75,11 +105,11 @@ static unsigned int get_waits(void)
 	return __atomic_load_n(&n_waits, __ATOMIC_SEQ_CST);
 }
 
-static void start_one(struct member *m, void *(*call)(void *))
+static void start_one(struct member *m, void *(*call)(void *), bool slow)
 {
 	unsigned int before = get_waits();
 
-	*m = (struct member){ .question = asked, .slow_sec = 3600 };
+	*m = (struct member){ .question = asked, .is_slow = slow };
 	assert_int_equal(pthread_create(&m->thread, NULL, call, m), 0);
 	while (get_waits() == before)
 		sched_yield();
@@ -89,7 +119,7 @@ static void start_one(struct member *m, void *(*call)(void *))
 static void start(struct member *members, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++)
-		start_one(&members[i], join);
+		start_one(&members[i], join, false);
 }
 
 static unsigned int end(struct member *members, unsigned int n)
@@ -113,11 +143,17 @@ static struct preload_group open_elsewhere(void)
 	return group;
 }
 
+static void go_fast(void)
+{
+	fast_since = real_nsec();
+	is_fast = true;
+}
+
 static int set_up(void **state)
 {
 	alarm(60);
 	preload_group_inherit();
-	is_impatient = false;
+	is_fast = false;
 	return 0;
 }
 
@@ -218,7 +254,7 @@ static void test_turn(void **state)
 
 	start(&members[0], 1);
 	preload_group_close(&group);
-	start_one(&leader, open_group);
+	start_one(&leader, open_group, true);
 	preload_group_tell(&group, PRELOAD_TOLD, &durable);
 	assert_int_equal(end(&members[0], 1), 1);
 	assert_int_equal(PRELOAD_PEEK(place_of(&asked)->expected), 3);
@@ -266,20 +302,148 @@ static void test_handler(void **state)
 	assert_int_equal(n_waits, 0);
 }
 
+/* Nor for the group of another thread, which waits for what it has interrupted. */
+static void test_handler_of_asker(void **state)
+{
+	struct member leader, m = { .question = asked };
+	struct preload_group group, inner;
+
+	assert_true(preload_group_open(&asked, &group));
+	preload_group_close(&group);
+	start_one(&leader, open_group, false);
+	n_waits = 0;
+	join(&m);
+	assert_false(m.joined);
+	assert_false(preload_group_open(&asked, &inner));
+	assert_int_equal(n_waits, 0);
+	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	pthread_join(leader.thread, NULL);
+	preload_group_close(&leader.group);
+	preload_group_tell(&leader.group, PRELOAD_TOLD, &durable);
+}
+
+/* When the numbers begin anew, what was told of groups long ago is no answer. */
+static void test_numbers_begin_anew(void **state)
+{
+	struct preload_place *p = place_of(&asked);
+	struct preload_group group;
+	struct member m;
+
+	p->newest = (uint64_t)(BEING_TOLD - 2) << NUMBER_SHIFT;
+	for (unsigned int i = 0; i < N_RESULTS; i++)
+		p->result_number[i] = N_RESULTS + i;
+	go_fast();
+	for (unsigned int i = 0; i < 3 * N_RESULTS; i++) {
+		group = open_elsewhere();
+		assert_in_range(group.number, 1, BEING_TOLD - 1);
+		start(&m, 1);
+		preload_group_close(&group);
+		if (i % 2)
+			preload_group_tell(&group, PRELOAD_TOLD, &durable);
+		assert_int_equal(end(&m, 1), i % 2);
+		end_under_way(p, group.number);
+	}
+}
+
+#define N_STORMS 400
+
+static struct {
+	uint64_t sent, done; /* requests */
+	uint64_t longest;
+} storm;
+
+/* What a thread does with it, and a request that ends when others have run. */
+static void ask_once(void)
+{
+	uint64_t begun = real_nsec(), sent = __atomic_load_n(&storm.sent, __ATOMIC_SEQ_CST), took;
+	struct preload_reply reply = { .page = 0 };
+	enum preload_outcome outcome;
+	struct preload_group group;
+	bool leads;
+
+	if (!preload_group_join(&asked, &outcome, &reply)) {
+		leads = preload_group_open(&asked, &group);
+		if (leads || !preload_group_join(&asked, &outcome, &reply)) {
+			if (leads)
+				preload_group_close(&group);
+			reply.page = __atomic_add_fetch(&storm.sent, 1, __ATOMIC_SEQ_CST);
+			for (unsigned int i = 0; i < 20; i++)
+				sched_yield();
+			if (leads)
+				preload_group_tell(&group, PRELOAD_TOLD, &reply);
+		}
+	}
+	/* It was sent after this call had begun. */
+	assert_true(reply.page > sent);
+	took = real_nsec() - begun;
+	for (uint64_t was = __atomic_load_n(&storm.longest, __ATOMIC_SEQ_CST);
+	     took > was &&
+	     !__atomic_compare_exchange_n(&storm.longest, &was, took, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);)
+		;
+}
+
+static void *ask_often(void *userdata)
+{
+	for (unsigned int i = 0; i < N_STORMS; i++)
+		ask_once();
+	return NULL;
+}
+
+/* However threads are held up: each has its answer, from a request that was sent after it asked, and none waits long.
+ */
+static void test_storm(void **state)
+{
+	pthread_t threads[N_THREADS];
+
+	storm.longest = 0;
+	for (unsigned int i = 0; i < N_THREADS; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, ask_often, NULL), 0);
+	for (unsigned int i = 0; i < N_THREADS; i++)
+		pthread_join(threads[i], NULL);
+	print_message("# %" PRIu64 " requests for %u calls, the longest took %" PRIu64 " ms\n", storm.sent,
+		      N_THREADS * N_STORMS, storm.longest / 1000000);
+	assert_in_range(storm.longest, 0, PATIENCE_NSEC - 1);
+}
+
+static void on_signal(int number)
+{
+}
+
+/* Signals that come often don't make the waits longer. */
+static void test_signals(void **state)
+{
+	const struct sigaction action = { .sa_handler = on_signal };
+	const struct itimerval often = { { .tv_usec = 1000 }, { .tv_usec = 1000 } }, never = { { 0 } };
+	struct preload_group group = open_elsewhere();
+	struct member m = { .question = asked };
+
+	go_fast();
+	preload_group_close(&group);
+	PRELOAD_POKE(group.place->asker, &places);
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &often, NULL);
+	open_group(&m);
+	assert_true(m.opened);
+	PRELOAD_POKE(group.place->leader, &places);
+	join(&(struct member){ .question = asked });
+	setitimer(ITIMER_REAL, &never, NULL);
+	signal(SIGALRM, SIG_DFL);
+}
+
 /* A thread that never comes back: the next are not held up by it. */
 static void test_never_told(void **state)
 {
 	struct member m, leader;
 	struct preload_group group = open_elsewhere();
 
-	is_impatient = true;
+	go_fast();
 	start(&m, 1);
 	assert_int_equal(end(&m, 1), 0);
 	join(&m);
 	assert_false(m.joined);
 	group = open_elsewhere();
 	preload_group_close(&group);
-	start_one(&leader, open_group);
+	start_one(&leader, open_group, false);
 	pthread_join(leader.thread, NULL);
 	assert_true(leader.opened);
 	assert_int_equal(PRELOAD_PEEK(place_of(&asked)->under_way), 0);
@@ -291,7 +455,7 @@ static void test_overtaken(void **state)
 	struct member m;
 	struct preload_group group = open_elsewhere();
 
-	is_impatient = true;
+	go_fast();
 	start(&m, 1);
 	preload_group_close(&group);
 	group.number += N_RESULTS;
@@ -306,7 +470,7 @@ static void test_told_by_two(void **state)
 	struct preload_group group = open_elsewhere(), second = group;
 	uint32_t *told = &place_of(&asked)->result_number[group.number % N_RESULTS];
 
-	is_impatient = true;
+	go_fast();
 	*told = BEING_TOLD;
 	second.number += N_RESULTS;
 	preload_group_tell(&second, PRELOAD_TOLD, &durable);
@@ -321,9 +485,21 @@ static void test_told_by_two(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		TEST(test_shared),     TEST(test_alone),     TEST(test_closed),      TEST(test_other_question),
-		TEST(test_neighbour),  TEST(test_turn),      TEST(test_not_back),    TEST(test_handler),
-		TEST(test_never_told), TEST(test_overtaken), TEST(test_told_by_two),
+		TEST(test_shared),
+		TEST(test_alone),
+		TEST(test_closed),
+		TEST(test_other_question),
+		TEST(test_neighbour),
+		TEST(test_turn),
+		TEST(test_not_back),
+		TEST(test_handler),
+		TEST(test_handler_of_asker),
+		TEST(test_never_told),
+		TEST(test_overtaken),
+		TEST(test_told_by_two),
+		TEST(test_numbers_begin_anew),
+		TEST(test_signals),
+		TEST(test_storm),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

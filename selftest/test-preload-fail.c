@@ -64,6 +64,24 @@ static void test_no_agent(void **state)
 	assert_int_equal(served_start_agent(&served), 0);
 }
 
+/* A file in two mappings: one flush of the agent's is for both, but a real call for what it is made of. */
+static void test_split(void **state)
+{
+	struct program p;
+
+	setenv("PRELOAD_FAIL", "nothing", 1);
+	start_program(&p, true, WORDS("split", "msync-all", "pause", "msync-all", "halves-synced"));
+	unsetenv("PRELOAD_FAIL");
+	assert_words(&p, 3, " 0 0");
+	assert_int_equal(served_stop_agent(&served), 0);
+	go_on(&p);
+	assert_prints(&p, "msync-all 0 0");
+	/* With an agent one, since its answer is followed by the real call where a file is an emulated region. */
+	assert_prints(&p, "halves-synced 3 0");
+	end_program(&p);
+	assert_int_equal(served_start_agent(&served), 0);
+}
+
 static void assert_words_fail(bool fail)
 {
 	static const char *const words[] = { "fsync", "fdatasync", "msync" };
@@ -254,6 +272,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_agent_restarted),
 		cmocka_unit_test(test_agent_preloaded),
 		cmocka_unit_test(test_no_agent),
+		cmocka_unit_test(test_split),
 		cmocka_unit_test(test_real_call_fails),
 		cmocka_unit_test(test_agent_killed_in_mid_wait),
 		cmocka_unit_test(test_loss),
