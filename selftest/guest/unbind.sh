@@ -40,7 +40,7 @@ check "the daemon answers" answers
 check_status 4 "of the new one it does not say that it is no persistent memory" timeout 5 pmemctl flush "$(vm dev r2)"
 check "restart returns" timeout 60 systemctl restart pmem-agent
 check_status 4 "the next agent knows no region, and says so" timeout 5 pmemctl flush "$(vm dev r1)"
-check "it does not hang" timeout 5 pmemctl status
+check_status 4 "it does not hang" timeout 5 pmemctl status
 
 vm fsync release r0
 check "released: every region is there" wait_until 20 sh -c '[ "$(pmemctl list | grep -c virtio-pmem)" = 3 ]'
