@@ -11,8 +11,8 @@ problem() {
 	busctl get-property io.pmem.Agent1 /io/pmem/Agent1 io.pmem.Agent1.Manager ScanProblem
 }
 answers() {
-	timeout 5 pmemctl flush region1 && timeout 5 pmemctl status region1 &&
-		timeout 5 python3 /root/guest/ask-socket.py "$(vm dev r1)" | grep -q '^answer 0 '
+	timeout 20 pmemctl flush region1 && timeout 20 pmemctl status region1 &&
+		timeout 20 python3 /root/guest/ask-socket.py "$(vm dev r1)" | grep -q '^answer 0 '
 }
 
 start_agent
