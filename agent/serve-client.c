@@ -24,6 +24,7 @@ static struct client *client_free(struct client *client)
 	TAILQ_FOREACH (call, &s->calls, entry)
 		if (call->client == client)
 			call->client = NULL;
+	serve_retry_leave(s, client);
 	TAILQ_REMOVE(&s->clients, client, entry);
 	s->n_clients--;
 	peer_free(client->peer);
@@ -211,27 +212,79 @@ static void negotiate(struct client *client, struct json_object *arguments, stru
 	answer(client, "return", o, id);
 }
 
-static void forward(struct client *client, const char *name, struct json_object *arguments, struct json_object *id)
+static bool has_room(struct client *client, struct json_object *id)
 {
-	struct serve *s = client->serve;
-	struct call *call;
+	if (client->n_calls < SERVE_MAX_CLIENT_CALLS && client->serve->n_calls < SERVE_MAX_CALLS)
+		return true;
+	answer_error(client, "Busy", "too many commands wait for their answer", id);
+	return false;
+}
 
-	if (!s->greeting) {
-		answer_error(client, "Unknown", "no agent is connected", id);
-		return;
-	}
-	if (client->n_calls >= SERVE_MAX_CLIENT_CALLS || s->n_calls >= SERVE_MAX_CALLS) {
-		answer_error(client, "Busy", "too many commands wait for their answer", id);
-		return;
-	}
-	call = serve_call(s, strcmp(name, "query") == 0 ? CALL_QUERY : CALL_CLIENT, name, json_object_get(arguments));
+/* `call` NULL: it was not sent. */
+static bool own(struct client *client, struct call *call, struct json_object *id)
+{
 	if (!call) {
 		answer_error(client, "Busy", "the agent reads nothing", id);
-		return;
+		return false;
 	}
 	call->client = client;
 	call->id = json_object_get(id);
 	client->n_calls++;
+	return true;
+}
+
+static void forward(struct client *client, const char *name, struct json_object *arguments, struct json_object *id)
+{
+	enum call_kind kind = strcmp(name, "query") == 0 ? CALL_QUERY : CALL_CLIENT;
+	struct serve *s = client->serve;
+	struct call *call;
+
+	if (!has_room(client, id))
+		return;
+	call = serve_call(s, kind, name, json_object_get(arguments));
+	if (own(client, call, id) && id && strcmp(name, "flush") == 0)
+		serve_retry_remember(client, arguments, id, call->number);
+}
+
+/* One that has been given before, in flight or not, is not given as another. */
+static void flush_again(struct client *client, struct json_object *arguments, struct json_object *id)
+{
+	struct serve *s = client->serve;
+	struct call *call;
+	uint64_t number;
+	int r = serve_retry_find(client, arguments, id, &number);
+
+	if (r == -EINVAL) {
+		answer_error(client, "GenericError", "a command with other arguments had this id", id);
+		return;
+	}
+	if (r < 0) {
+		forward(client, "flush", arguments, id);
+		return;
+	}
+	call = serve_call_find(s, number);
+	if (call && call->client)
+		return; /* one answer will do for both */
+	if (call) {
+		call->client = client;
+		client->n_calls++;
+	} else if (has_room(client, id)) {
+		own(client, serve_call_again(s, CALL_CLIENT, "flush", json_object_get(arguments), number), id);
+	}
+}
+
+static void command(struct client *client, const char *name, struct json_object *arguments, struct json_object *id)
+{
+	struct json_object *retry = json_get(arguments, "retry", json_type_boolean);
+
+	if (!client->serve->greeting)
+		answer_error(client, "Unknown", "no agent is connected", id);
+	else if (strcmp(name, "flush") != 0 || !json_object_get_boolean(retry))
+		forward(client, name, arguments, id);
+	else if (!id)
+		answer_error(client, "GenericError", "'retry' of 'flush' goes with an id", id);
+	else
+		flush_again(client, arguments, id);
 }
 
 static void on_object(struct peer *p, struct json_object *o, void *userdata)
@@ -254,7 +307,7 @@ static void on_object(struct peer *p, struct json_object *o, void *userdata)
 	else if (strcmp(name, "negotiate") == 0)
 		negotiate(client, arguments, id);
 	else
-		forward(client, name, arguments, id);
+		command(client, name, arguments, id);
 }
 
 static void on_garbage(struct peer *p, const char *what, void *userdata)

@@ -53,7 +53,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 
 /* ---- commands ---- */
 
-static struct call *find_call(struct serve *s, uint64_t number)
+struct call *serve_call_find(struct serve *s, uint64_t number)
 {
 	struct call *call;
 
@@ -74,7 +74,8 @@ struct call *serve_call_free(struct serve *s, struct call *call)
 	return NULL;
 }
 
-struct call *serve_call(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments)
+struct call *serve_call_again(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments,
+			      uint64_t number)
 {
 	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
 	struct call *call = calloc(1, sizeof(*call));
@@ -83,24 +84,31 @@ struct call *serve_call(struct serve *s, enum call_kind kind, const char *name, 
 	json_object_object_add(o, "execute", json_object_new_string(name));
 	if (arguments)
 		json_object_object_add(o, "arguments", arguments);
-	json_object_object_add(o, "id", json_object_new_uint64(++s->last_call));
+	json_object_object_add(o, "id", json_object_new_uint64(number));
 	r = call && s->greeting ? peer_send(s->guest, o) : -ENOTCONN;
 	if (r < 0) {
 		free(call);
 		return NULL;
 	}
 	call->kind = kind;
-	call->number = s->last_call;
+	call->number = number;
 	TAILQ_INSERT_TAIL(&s->calls, call, entry);
 	s->n_calls++;
 	return call;
 }
 
+struct call *serve_call(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments)
+{
+	return serve_call_again(s, kind, name, arguments, ++s->last_call);
+}
+
+/* What was under way goes with the connection, and what was is no answer to anything in the next instance. */
 static void forget_calls(struct serve *s)
 {
 	struct call *call;
 
 	serve_backings_forget(s);
+	serve_retry_clear(s);
 	while ((call = TAILQ_FIRST(&s->calls)))
 		serve_call_free(s, call);
 }
@@ -195,6 +203,7 @@ static void take_event(struct serve *s, const char *name, struct json_object *o)
 	if (strcmp(name, "NEW_INSTANCE") == 0) {
 		s->sequence = 0;
 		s->instances++;
+		serve_retry_clear(s);
 		snprintf(s->instance, sizeof(s->instance), "%s", json_get_string(data, "instance", ""));
 		negotiate(s);
 	}
@@ -210,7 +219,7 @@ static void take_event(struct serve *s, const char *name, struct json_object *o)
 
 static void take_answer(struct serve *s, struct json_object *o)
 {
-	struct call *call = find_call(s, json_get_u64(o, "id", 0));
+	struct call *call = serve_call_find(s, json_get_u64(o, "id", 0));
 	bool error = !json_get(o, "return", json_type_object);
 
 	if (!call)
@@ -327,6 +336,7 @@ int serve_new(sd_event *event, const char *guest, const char *qmp, const char *s
 	TAILQ_INIT(&s->calls);
 	TAILQ_INIT(&s->backings);
 	TAILQ_INIT(&s->clients);
+	TAILQ_INIT(&s->asked);
 	r = sd_event_add_time_relative(event, &s->timer, CLOCK_MONOTONIC, TURN_USEC, USEC_PER_SEC, on_timer, s);
 	if (r >= 0)
 		r = peer_dial(event, guest, SERVE_REDIAL_USEC,

@@ -5,6 +5,7 @@
  *   serve.c           the guest: greetings, instances, commands and their answers, events
  *   serve-backing.c   what is behind its regions: told to the agent, flushed for it
  *   serve-client.c    other programs of the host, which speak the same protocol through us
+ *   serve-retry.c     which flush they mean when they ask again
  *
  * Nothing that the guest or a client sends grows beyond a bound, and none of them holds up another.
  */
@@ -25,6 +26,8 @@
 #define SERVE_MAX_CALLS        256 /* commands of all clients that wait for their answer */
 #define SERVE_MAX_CLIENT_CALLS 64
 #define SERVE_MAX_ID           256 /* bytes of an id as JSON */
+#define SERVE_UNIQUE_ID        16  /* so many make one that no other program has */
+#define SERVE_MAX_ASKED        64  /* flushes that may be asked for again: as many as the agent remembers */
 #define SERVE_MAX_BACKINGS     QMP_MAX_DEVICES
 #define SERVE_REDIAL_USEC      (500 * USEC_PER_MSEC)
 
@@ -84,6 +87,7 @@ struct client {
 	TAILQ_ENTRY(client) entry;
 };
 TAILQ_HEAD(client_list, client);
+TAILQ_HEAD(asked_list, asked);
 
 /* ---- all of it ---- */
 
@@ -113,6 +117,9 @@ struct serve {
 	sd_event_source *listen_source;
 	unsigned int n_clients;
 	struct client_list clients;
+
+	unsigned int n_asked;
+	struct asked_list asked; /* oldest first */
 };
 
 /* 0 or a negative errno. `guest`, `qmp` and `state` are paths, which must stay; the last two may be NULL. */
@@ -129,6 +136,11 @@ void serve_log(struct serve *s, int priority, const char *format, ...) _printf_(
  */
 struct call *serve_call(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments);
 struct call *serve_call_free(struct serve *s, struct call *call);
+
+/* Under the number of a call that has ended. */
+struct call *serve_call_again(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments,
+			      uint64_t number);
+struct call *serve_call_find(struct serve *s, uint64_t number);
 
 /* ---- serve-backing.c ---- */
 
@@ -172,3 +184,20 @@ void serve_clients_ask(struct serve *s);
 void serve_clients_greet(struct serve *s);
 void serve_clients_event(struct serve *s, struct json_object *event);
 void serve_clients_answered(struct serve *s, struct call *call, struct json_object *answer);
+
+/* ---- serve-retry.c ---- */
+
+/*
+ * The number under which this flush was given to the agent before, in this instance. 0 or a negative errno. -ENOENT: it
+ * wasn't; -EINVAL: with other arguments.
+ */
+int serve_retry_find(struct client *client, struct json_object *arguments, struct json_object *id,
+		     uint64_t *ret_number);
+
+/* It has been given under this number. `arguments` may be NULL. */
+void serve_retry_remember(struct client *client, struct json_object *arguments, struct json_object *id,
+			  uint64_t number);
+void serve_retry_leave(struct serve *s, const struct client *client);
+
+/* An instance has ended: what was given in it the agent has forgotten too. */
+void serve_retry_clear(struct serve *s);

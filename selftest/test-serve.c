@@ -536,6 +536,110 @@ static void test_an_instance_that_goes_on_is_ended(void **state)
 	stop_with_clients();
 }
 
+#define RETRY ",'retry':true"
+
+/* What the agent is asked when `e` asks for a flush. */
+static struct json_object *ask_flush(struct end *e, const char *path, const char *id, const char *more)
+{
+	struct json_object *o;
+
+	end_send(e, "{'execute':'flush','arguments':{'path':'%s'%s},'id':%s}", path, more, id);
+	o = end_expect(&guest, "flush");
+	assert_string_equal(json_get_string(arguments_of(o), "path", ""), path);
+	return o;
+}
+
+static void expect_answer(struct end *e, const char *wanted)
+{
+	_cleanup_(json_unrefp) struct json_object *o = end_read(e);
+
+	assert_string_equal(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN), wanted);
+}
+
+/* Whether it is `first` that the agent is asked for once more. */
+static bool is_again(struct json_object *first, struct json_object *o)
+{
+	bool again = json_object_get_boolean(json_get(arguments_of(o), "retry", json_type_boolean)) &&
+		     strcmp(end_id(first), end_id(o)) == 0;
+
+	answer(o, again ? "{'n':2,'repeated':true}" : "{'n':2}");
+	json_object_put(o);
+	return again;
+}
+
+static void test_a_flush_that_is_asked_for_again_is_the_same(void **state)
+{
+	struct json_object *first;
+
+	start_with_clients();
+	/* In flight: one answer will do, and the agent is not asked. */
+	first = ask_flush(&a, "/a", "7", "");
+	end_send(&a, "{'execute':'flush','arguments':{'retry':true,'path':'/a'},'id':7}");
+	end_send(&a, "{'execute':'flush','arguments':{'retry':true,'path':'/b'},'id':7}");
+	expect_error(&a, "GenericError", "7");
+	end_send(&a, "{'execute':'flush','arguments':{'retry':true,'path':'/a'}}");
+	expect_error(&a, "GenericError", "null");
+	answer(first, "{'n':1}");
+	expect_answer(&a, "{\"return\":{\"n\":1},\"id\":7}");
+	/* It has ended: the agent knows what became of it. */
+	assert_true(is_again(first, ask_flush(&a, "/a", "7", RETRY)));
+	expect_answer(&a, "{\"return\":{\"n\":2,\"repeated\":true},\"id\":7}");
+	/* Another client's 7 is another, and so is one that is not asked for again. */
+	assert_false(is_again(first, ask_flush(&b, "/a", "7", RETRY)));
+	expect_answer(&b, "{\"return\":{\"n\":2},\"id\":7}");
+	assert_false(is_again(first, ask_flush(&a, "/a", "7", "")));
+	expect_answer(&a, "{\"return\":{\"n\":2},\"id\":7}");
+	assert_false(is_again(first, ask_flush(&a, "/a", "7", RETRY)));
+	json_object_put(first);
+	stop_with_clients();
+}
+
+/* An id that others may have too does not prove who asks. What one stored since the other's flush is not durable. */
+static void test_who_comes_back_is_known_by_an_id_of_its_own(void **state)
+{
+	struct json_object *flushes[3];
+
+	start_with_clients();
+	flushes[0] = ask_flush(&a, "/a", "'short'", "");
+	flushes[1] = ask_flush(&a, "/a", "'of-both-clients'", "");
+	flushes[2] = ask_flush(&a, "/a", "'of-nobody-else'", "");
+	assert_false(is_again(flushes[1], ask_flush(&b, "/a", "'of-both-clients'", RETRY)));
+	expect_answer(&b, "{\"return\":{\"n\":2},\"id\":\"of-both-clients\"}");
+	end_close(&b);
+	end_close(&a);
+	connect_client(&a);
+	connect_client(&b);
+	assert_false(is_again(flushes[0], ask_flush(&a, "/a", "'short'", RETRY)));
+	expect_answer(&a, "{\"return\":{\"n\":2},\"id\":\"short\"}");
+	assert_false(is_again(flushes[1], ask_flush(&a, "/a", "'of-both-clients'", RETRY)));
+	expect_answer(&a, "{\"return\":{\"n\":2},\"id\":\"of-both-clients\"}");
+	/* In flight still: now there is somebody to be told. */
+	end_send(&a, "{'execute':'flush','arguments':{'path':'/a','retry':true},'id':'of-nobody-else'}");
+	end_send(&a, "{'execute':'flush','arguments':{'path':'/b','retry':true},'id':'of-nobody-else'}");
+	expect_error(&a, "GenericError", "\"of-nobody-else\"");
+	answer(flushes[2], "{'n':1}");
+	expect_answer(&a, "{\"return\":{\"n\":1},\"id\":\"of-nobody-else\"}");
+	assert_true(is_again(flushes[2], ask_flush(&a, "/a", "'of-nobody-else'", RETRY)));
+	for (unsigned int i = 0; i < ARRAY_SIZE(flushes); i++)
+		json_object_put(flushes[i]);
+	stop_with_clients();
+}
+
+static void test_what_was_asked_in_another_instance_is_another_flush(void **state)
+{
+	struct json_object *first;
+
+	start_with_clients();
+	first = ask_flush(&a, "/a", "'a-long-and-unique-id'", "");
+	answer(first, "{'n':1}");
+	expect_answer(&a, "{\"return\":{\"n\":1},\"id\":\"a-long-and-unique-id\"}");
+	end_send(&guest, "{'event':'NEW_INSTANCE','data':{'instance':'i9','sequence':1}}");
+	json_object_put(end_expect(&guest, "negotiate"));
+	assert_false(is_again(first, ask_flush(&a, "/a", "'a-long-and-unique-id'", RETRY)));
+	json_object_put(first);
+	stop_with_clients();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -550,6 +654,9 @@ int main(void)
 		cmocka_unit_test(test_clients_may_not_do_what_serve_does),
 		cmocka_unit_test(test_a_lost_connection_is_unknown_and_then_a_new_instance),
 		cmocka_unit_test(test_an_instance_that_goes_on_is_ended),
+		cmocka_unit_test(test_a_flush_that_is_asked_for_again_is_the_same),
+		cmocka_unit_test(test_who_comes_back_is_known_by_an_id_of_its_own),
+		cmocka_unit_test(test_what_was_asked_in_another_instance_is_another_flush),
 		cmocka_unit_test(test_who_does_not_read_is_told_how_much_was_missed),
 	};
 

@@ -71,6 +71,24 @@ check "the host sees the regions" vm pmemctl list
 check_output "as the guest does" "$device +virtio-pmem +yes +host"
 check_status 15 "a path that is no mount point" vm pmemctl flush /none
 
+once() {	# MORE: the host's flush of device-dax, under an id that it keeps
+	vm host send "{\"execute\":\"flush\",\"arguments\":{\"address\":$(($(vm region address r1)))$1},\"id\":\"backup-of-november-29\"}"
+}
+answered() {
+	vm host wait '"return".*"id":"backup-of-november-29"' --since "$since" --timeout 20
+}
+since=$(vm host count) ours=$(vm serve fsync count r1)
+once ""
+check "a program of the host asks serve for a flush" answered
+since=$(vm host count)
+vm host disconnect
+vm host connect
+vm host wait '"pmem-agent"' --since "$since" --timeout 20 >/dev/null
+once ',"retry":true'
+check "asks again, connected anew, since it had no answer" answered
+check_output "and is told of the first" '"repeated":true'
+check_equal "no other is made" "$(($(vm serve fsync count r1) - ours))" 1
+
 vm serve fsync hang 1 r1
 pmemctl flush "$device" >"$work/hung" 2>&1 &
 hung=$!
