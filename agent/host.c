@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "host-private.h"
+#include "json-get.h"
 #include "log.h"
 
 struct json_object *host_describe(const struct host *h)
@@ -151,7 +152,7 @@ int host_new(struct manager *m, struct host **ret)
 	r = host_durables_new(manager_get_event(m), host_tell_durable, h, &h->durables);
 	if (r < 0)
 		return r;
-	h->tokener = json_tokener_new_ex(HOST_MAX_DEPTH);
+	h->tokener = json_line_tokener(HOST_MAX_DEPTH);
 	if (!h->tokener)
 		return -ENOMEM;
 	h->listener = (struct manager_listener){ .notify = host_on_manager_event, .userdata = h };

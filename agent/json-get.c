@@ -4,6 +4,15 @@
  */
 #include "json-get.h"
 
+struct json_tokener *json_line_tokener(int depth)
+{
+	struct json_tokener *t = json_tokener_new_ex(depth);
+
+	if (t)
+		json_tokener_set_flags(t, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
+	return t;
+}
+
 struct json_object *json_get(struct json_object *o, const char *key, enum json_type type)
 {
 	struct json_object *value;

@@ -9,6 +9,9 @@
 
 #include "util.h"
 
+/* For lines of a host or a guest: strict JSON in UTF-8, one value a line. NULL: no memory. */
+struct json_tokener *json_line_tokener(int depth);
+
 /* NULL where there is no object, no such member, or one of another type; `otherwise` likewise. */
 struct json_object *json_get(struct json_object *o, const char *key, enum json_type type);
 const char *json_get_string(struct json_object *o, const char *key, const char *otherwise);

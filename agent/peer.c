@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "json-get.h"
 #include "line.h"
 #include "peer.h"
 
@@ -314,7 +315,7 @@ static int create(sd_event *event, struct peer_limits limits, const struct peer_
 	p->callbacks = callbacks;
 	p->userdata = userdata;
 	p->fd = -1;
-	p->tokener = json_tokener_new_ex(PEER_MAX_DEPTH);
+	p->tokener = json_line_tokener(PEER_MAX_DEPTH);
 	*ret = p;
 	if (!p->tokener || line_reader_init(&p->reader, limits.line) < 0 ||
 	    line_queue_init(&p->queue, limits.queue) < 0)

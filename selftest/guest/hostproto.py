@@ -194,6 +194,8 @@ def check_messages(check, host, greeting, region):
               host.refusal(name, **arguments) == "NotFound")
 
     for what, line in (("no JSON", b"nonsense"), ("no object", b"[1]"), ("no command", b'{"id":1}'),
+                       ("two commands", b'{"execute":"query"}{"execute":"query"}'),
+                       ("single quotes", b"{'execute':'query'}"), ("no UTF-8", b'{"execute":"query","id":"\xfe"}'),
                        ("a command that is a number", b'{"execute":1}'),
                        ("arguments that are an array", b'{"execute":"query","arguments":[]}'),
                        ("JSON nested 17 deep", b'{"execute":"query","id":' + b"[" * 17 + b"]" * 17 + b"}"),
@@ -208,6 +210,8 @@ def check_messages(check, host, greeting, region):
     check("0xFF makes it forget the line and greet, in the same instance",
           (host.greeting(since) or {}).get("instance") == greeting["instance"])
     check("and the next line is understood", host.answer("whole", since=since))
+    host.transport.send(b'\n \r\n{"execute" : "query", "id":"spaced"} \r\n')
+    check("so is one with space around it", host.answer("spaced"))
 
 
 def epoch_of(host, region):
