@@ -288,7 +288,7 @@ check-cross:
 check-full: check
 	$(Q)$(MAKE) --no-print-directory check-cross
 
-# What `make check` does with real programs, for longer, and with two kernels; and what needs a quiet machine.
+# What `make check` does with real programs, for longer, and with two kernels; libvirt; and what needs a quiet machine.
 check-long: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(run-tests) long
@@ -328,7 +328,7 @@ make check-full            check and check-cross
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
 make hostile               a host, and a guest, that mean the other side no good, a minute each
-make check-long            databases and others under pmemctl run, for half an hour; a writer beside host flushes
+make check-long            databases and others under pmemctl run, for half an hour; libvirt; a writer beside host flushes
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make prove                 the durability campaign: power is cut at every moment, on three kernels; half an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
