@@ -332,6 +332,8 @@ static int check_host_options(const struct ctl *c, const struct ctl_verb *verb)
 {
 	if (c->host ? !verb->run_on_host : !verb->run)
 		return usage_error(c->host ? "not with --host: " : "only with --host=SOCKET: ", verb->name);
+	if (c->host && !c->host[0])
+		return usage_error("--host=SOCKET is empty; for pmem-agent-host@.service AGENT= in its file says it", "");
 	if (!c->host && c->retry)
 		return usage_error("--retry is for --host", "");
 	if (verb->run_on_host != ctl_host_serve && (c->qmp || c->n_backings > 0 || c->listen || c->state))
