@@ -19,12 +19,16 @@ start_agent
 check "a filesystem" mkdax "$(vm dev r0)" /mnt
 vm serve start
 check "serve serves" wait_until 30 is_served
-check "flushed" pmemctl flush /mnt region1
+# Nothing is left to be written: ext4 would begin a commit by itself later, which hangs in the machine that goes on.
+mount -o remount,noatime /mnt
 echo data >/mnt/file
+echo memory >/run/file
+check "flushed" pmemctl flush /mnt region1
 before=$(instance) since=$(vm host count)
 
 check "the machine is saved, and another goes on" vm restore
-check_equal "with what was in its memory" "$(cat /mnt/file)" data
+check_equal "with what was in its memory" "$(cat /run/file)" memory
+check_equal "and in its region" "$(cat /mnt/file)" data
 check "the host is greeted by another instance" wait_until 30 sh -c "[ '$before' != \"\$(busctl get-property io.pmem.Agent1 /io/pmem/Agent1 io.pmem.Agent1.Manager Instance)\" ]"
 check "serve tells its clients" vm host wait "\"pmem-agent\".*\"instance\":\"$(instance | cut -d'"' -f2)\"" --since "$since" --timeout 30
 check "the filesystem is durable no more" vm host lines --since "$since"

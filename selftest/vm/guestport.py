@@ -26,13 +26,12 @@ class GuestPort:
 
     async def attach(self, sock):
         self.reset()
-        self.reader, self.writer = await asyncio.open_connection(sock=sock)
-        background(self._read(self.reader))
+        await self.replace(sock)
 
     async def replace(self, sock):
         """The guest goes on in another machine, in the middle of whatever it was doing."""
         self.reader, self.writer = await asyncio.open_connection(sock=sock)
-        background(self._read(self.reader))
+        background(self._read(self.reader, self.writer))
 
     def leave_machine(self):
         """Its end is not that of the guest."""
@@ -52,11 +51,12 @@ class GuestPort:
                 future.set_result(None)
         self.exits.clear()
 
-    async def _read(self, reader):
+    async def _read(self, reader, writer):
         while data := await reader.read(65536):
             self.buffer += data
             if self.boot_id or self._find_hello():
                 self._frames()
+        writer.close()
         if reader is self.reader:
             self.reset()
 

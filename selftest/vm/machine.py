@@ -246,6 +246,12 @@ class Machine:
             await self.process.wait()
         self.close()
 
+    def take_port(self):
+        """The runner's port, whose new owner closes it."""
+        port, self.port = self.port, None
+        return port
+
     def close(self):
         self.qmp.close()
-        self.port.close()
+        if self.port:
+            self.port.close()

@@ -102,7 +102,7 @@ class Session:
         except VmError as e:
             raise VmError(f"{e}\n{tail(machine.errors)}") from e
         background(self._watch(machine))
-        await self.port.attach(machine.port)
+        await self.port.attach(machine.take_port())
         for region in self.regions:
             await self.faults.add_region(region.id, region.backing)
             if not self.set_up:
@@ -124,16 +124,26 @@ class Session:
         self.port.leave_machine()
         before.process.kill()
         await before.process.wait()
+        try:
+            await self._go_on(machine)
+        except Exception as e:      # who asked for it in the guest is not there to be told
+            say(f"the machine could not go on: {e}")
+            self.off.set()
+            self.port.reset()
+            raise
+        os.unlink(path)
+
+    async def _go_on(self, machine):
+        """From the file that it has been saved in."""
         self.faults.next_power_on()
         environment = {}
         theirs = self.faults.attach(environment, self.library)
         await machine.start(self.regions, environment, [theirs])
         background(self._watch(machine))
-        await self.port.replace(machine.port)
+        await self.port.replace(machine.take_port())
         for region in self.regions:
             await self.faults.add_region(region.id, region.backing)
         await machine.restored()
-        os.unlink(path)
         if self.host:
             await self.host.connect()
         await machine.qmp.command("cont")
