@@ -32,6 +32,7 @@ struct entry {
 	uint64_t mount_id;              /* of the file that was looked up; 0: a block device */
 	struct evidence options, queue; /* of those that were checked */
 	int messages;                   /* likewise, the file that has their number; -1: none */
+	uint64_t alive;                 /* the number when it was found alive; 0: it was not */
 	bool checked;
 	bool by_path; /* its source, where it is mounted */
 };
@@ -345,13 +346,33 @@ static uint64_t read_number(int fd)
 	return 1 + strtoull(text, NULL, 10);
 }
 
-uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target)
+static struct entry *find_checked(const struct mount_cache *c, const struct target *target)
 {
-	_cleanup_close_ int fd = -1;
-
 	for (unsigned int i = 0; c && i < MAX_ENTRIES && c->entries[i]; i++)
 		if (c->entries[i]->checked && is_same_target(&c->entries[i]->target, target))
-			return read_number(c->entries[i]->messages);
-	fd = open_messages(target);
-	return read_number(fd);
+			return c->entries[i];
+	return NULL;
+}
+
+uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target)
+{
+	const struct entry *e = find_checked(c, target);
+	_cleanup_close_ int fd = e ? -1 : open_messages(target);
+
+	return read_number(e ? e->messages : fd);
+}
+
+uint64_t mount_cache_get_alive(const struct mount_cache *c, const struct target *target)
+{
+	const struct entry *e = find_checked(c, target);
+
+	return e ? e->alive : 0;
+}
+
+void mount_cache_set_alive(struct mount_cache *c, const struct target *target, uint64_t count)
+{
+	struct entry *e = find_checked(c, target);
+
+	if (e)
+		e->alive = count;
 }

@@ -225,10 +225,12 @@ struct work {
 
 /*
  * A filesystem that has been shut down may say success to syncfs and send nothing: ext4 of Linux 6.1 does. To read
- * nothing is an error then. What can't be read is asked by an fsync, which costs a directory no flush either.
+ * nothing is an error then. What can't be read is asked by an fsync, unless it was before and nothing has happened to
+ * the filesystem since: of a directory that would commit what others have begun after the syncfs, and hold them up.
  */
-static int sync_filesystem(int fd)
+static int sync_filesystem(struct mount_cache *mounts, const struct target *target, int fd)
 {
+	uint64_t count;
 	char nothing;
 
 	if (syncfs(fd) < 0)
@@ -237,16 +239,27 @@ static int sync_filesystem(int fd)
 		return 0;
 	if (errno != EISDIR && errno != EBADF)
 		return errno;
-	return fsync(fd) < 0 ? errno : 0;
+	count = mount_cache_count(mounts, target);
+	if (count != 0 && count == mount_cache_get_alive(mounts, target))
+		return 0;
+	if (fsync(fd) < 0)
+		return errno;
+	mount_cache_set_alive(mounts, target, count);
+	return 0;
 }
 
-static int make_call(enum flush_scope scope, const struct worker_node *region, int fd)
+static int flush_region(const struct worker_node *region, int fd)
 {
-	switch (scope) {
+	return (region->attribute ? write(fd, "1\n", 2) : fsync(fd)) < 0 ? errno : 0;
+}
+
+static int make_call(struct work *w, const struct worker_call *c, int fd)
+{
+	switch (c->scope) {
 	case FLUSH_REGION:
-		return (region->attribute ? write(fd, "1\n", 2) : fsync(fd)) < 0 ? errno : 0;
+		return flush_region(&w->round->region, fd);
 	case FLUSH_FILESYSTEM:
-		return sync_filesystem(fd);
+		return sync_filesystem(w->mounts, &w->round->targets[c->target], fd);
 	case FLUSH_FILE:
 		return fsync(fd) < 0 ? errno : 0;
 	case FLUSH_FILE_DATA:
@@ -335,9 +348,9 @@ static void run_call(struct work *w, unsigned int call)
 			return refuse(w, call, then, "opened");
 	}
 
-	error = make_call(c->scope, &w->round->region, fd);
+	error = make_call(w, c, fd);
 	if (error == 0 && c->then_region)
-		error = make_call(FLUSH_REGION, &w->round->region, then);
+		error = flush_region(&w->round->region, then);
 	w->result.outcome.calls[call] = outcome_of(error);
 }
 

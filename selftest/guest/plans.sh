@@ -21,6 +21,9 @@ check "a filesystem's flush serves the region and a file" python3 /root/guest/pl
 check "8 files at once: no more than one syncfs" python3 /root/guest/plans.py files
 sed 's/^/# /' "$work/out"
 
+# That it is alive is known from the second flush on, without asking it again.
+check "a filesystem that is flushed" pmemctl flush /mnt
+check "and again" pmemctl flush /mnt
 # The kernel's answer is shown first, since the check means something only where it is success.
 shut_down
 check "a filesystem that was shut down: syncfs says success" sync -f /mnt
