@@ -141,7 +141,20 @@ struct pmem_agent_reply {
 	char detail[PMEM_AGENT_DETAIL_MAX]; /* why it isn't durable, for people */
 };
 
+/* Nothing in between: the same places on every machine, whatever its order of bytes and its alignment. */
+#define PMEM_AGENT_AT(type, field, offset)                                                                             \
+	_Static_assert(__builtin_offsetof(struct type, field) == (offset), #field " has moved")
+PMEM_AGENT_AT(pmem_agent_request, id, 8);
+PMEM_AGENT_AT(pmem_agent_request, scope, 16);
+PMEM_AGENT_AT(pmem_agent_request, timeout_usec, 24);
+PMEM_AGENT_AT(pmem_agent_request, kept, 32);
+PMEM_AGENT_AT(pmem_agent_request, device, 40);
+PMEM_AGENT_AT(pmem_agent_request, inode, 48);
 _Static_assert(sizeof(struct pmem_agent_request) == 64, "a request is 64 bytes");
+PMEM_AGENT_AT(pmem_agent_reply, id, 8);
+PMEM_AGENT_AT(pmem_agent_reply, durable_usec, 32);
+PMEM_AGENT_AT(pmem_agent_reply, regions, 48);
+PMEM_AGENT_AT(pmem_agent_reply, detail, 304);
 _Static_assert(sizeof(struct pmem_agent_reply) == 512, "a reply is 512 bytes");
 
 /*
@@ -200,7 +213,14 @@ struct pmem_agent_page {
 	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 456];
 };
 
+PMEM_AGENT_AT(pmem_agent_page, identity, 32);
+PMEM_AGENT_AT(pmem_agent_page, worker, 288);
+PMEM_AGENT_AT(pmem_agent_page, worker.started, 312);
+PMEM_AGENT_AT(pmem_agent_page, agent, 352);
+PMEM_AGENT_AT(pmem_agent_page, agent.loss, 368);
+PMEM_AGENT_AT(pmem_agent_page, agent.recalled, 428);
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
+#undef PMEM_AGENT_AT
 
 /*
  * What the page tells of losses. 0: none that nobody acknowledged. PMEM_AGENT_LOST: there is one. PMEM_AGENT_UNKNOWN:
