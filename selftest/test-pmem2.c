@@ -101,11 +101,12 @@ static void test_by_the_agent(void **state)
 static void test_ordinary(void **state)
 {
 	struct pmem_agent_map *m;
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	char path[160], *address;
 
 	snprintf(path, sizeof(path), "%s/ordinary", served.session.directory);
 	close(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-	assert_int_equal(truncate(path, 1 << 16), 0);
+	assert_int_equal(truncate(path, (off_t)(4 * page)), 0);
 	open_map(path);
 	unlink(path);
 	address = pmem2_map_get_address(map);
@@ -113,9 +114,10 @@ static void test_ordinary(void **state)
 	address[5000] = 'x';
 	assert_int_equal(pmem_agent_persist(m, address + 5000, 1), 0);
 	/* It is the kernel's word, and not a constant. */
-	assert_int_equal(munmap(address + 8192, 4096), 0);
-	assert_int_equal(pmem_agent_persist(m, address + 8192, 1), -ENOMEM);
-	assert_true(mmap(address + 8192, 4096, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 8192) != MAP_FAILED);
+	assert_int_equal(munmap(address + 2 * page, page), 0);
+	assert_int_equal(pmem_agent_persist(m, address + 2 * page, 1), -ENOMEM);
+	assert_true(mmap(address + 2 * page, page, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)(2 * page)) !=
+		    MAP_FAILED);
 	pmem_agent_map_delete(m);
 	close_map();
 }

@@ -237,27 +237,28 @@ static int shared_fd;
 static void *run_thread(void *userdata)
 {
 	uintptr_t number = (uintptr_t)userdata, bad = 0;
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	for (unsigned int i = 0; i < N_TURNS; i++) {
 		int fd = number % 2 ? open(shared_path, O_RDWR | O_CLOEXEC) : -1;
-		char *map = number % 2 ? mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+		char *map = number % 2 ? mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
 
 		switch (number % 4) {
 		case 0:
-			bad += msync(shared_map + 4096 * (number % 16), 4096, MS_SYNC) != 0;
+			bad += msync(shared_map + page * (number % 16), page, MS_SYNC) != 0;
 			break;
 		case 1:
-			bad += msync(map, 4096, MS_SYNC) != 0 || close(fd) != 0;
+			bad += msync(map, page, MS_SYNC) != 0 || close(fd) != 0;
 			break;
 		case 2:
 			bad += fsync(shared_fd) != 0;
 			break;
 		case 3:
-			bad += close(fd) != 0 || msync(map, 4096, MS_SYNC) != 0;
+			bad += close(fd) != 0 || msync(map, page, MS_SYNC) != 0;
 			break;
 		}
 		if (map)
-			bad += munmap(map, 4096) != 0;
+			bad += munmap(map, page) != 0;
 	}
 	return (void *)bad;
 }
@@ -270,7 +271,7 @@ static int do_threads(const char *path)
 
 	shared_path = path;
 	shared_fd = open(path, O_RDWR | O_CLOEXEC);
-	shared_map = mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0);
+	shared_map = mmap(NULL, 16 * (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0);
 	for (uintptr_t i = 0; i < N_THREADS; i++)
 		if (pthread_create(&threads[i], NULL, run_thread, (void *)i) != 0)
 			return 1;
