@@ -210,6 +210,11 @@ static int look(struct region_list *ret)
 	return scan_context(ctx, ret);
 }
 
+static int compare_names(const void *a, const void *b)
+{
+	return strverscmp((*(struct region *const *)a)->name, (*(struct region *const *)b)->name);
+}
+
 static int conclude(struct region_list *list)
 {
 	for (unsigned int i = 0; i < list->n_regions; i++) {
@@ -218,6 +223,8 @@ static int conclude(struct region_list *list)
 		if (e < 0)
 			return e;
 	}
+	/* libndctl has them as sysfs lists them, which is in no order. */
+	qsort(list->regions, list->n_regions, sizeof(*list->regions), compare_names);
 	return region_refuse_copies(list->regions, list->n_regions);
 }
 

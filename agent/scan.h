@@ -14,9 +14,9 @@ struct region_list {
 };
 
 /*
- * Every region of every bus, classified. A snapshot: call again after a uevent. 0 or a negative errno; a machine
- * without libnvdimm has no regions and is no error. It can hang: some attributes wait for a driver that is being
- * unbound, which waits for its flush.
+ * Every region of every bus, classified, by name. A snapshot: call again after a uevent. 0 or a negative errno; a
+ * machine without libnvdimm has no regions and is no error. It can hang: some attributes wait for a driver that is
+ * being unbound, which waits for its flush.
  */
 int scan_regions(struct region_list *ret);
 
