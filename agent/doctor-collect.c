@@ -372,15 +372,33 @@ static bool is_said_in(const char *path, const char *word)
 	return found;
 }
 
-void doctor_collect_machine(struct doctor_facts *f, const char *port)
+static const struct {
+	const char *word, *name;
+} hypervisors[] = {
+	{ " hypervisor", "hypervisor" }, /* among the flags of x86 */
+	{ " pSeries", "PowerVM or KVM" },
+};
+
+const char *doctor_find_hypervisor_word(void)
 {
 	char path[PATH_MAX];
 
 	snprintf(path, sizeof(path), "%s/cpuinfo", mount_proc);
+	for (unsigned int i = 0; i < ARRAY_SIZE(hypervisors); i++)
+		if (is_said_in(path, hypervisors[i].word))
+			return hypervisors[i].word;
+	return NULL;
+}
+
+void doctor_collect_machine(struct doctor_facts *f, const char *port)
+{
+	const char *word = doctor_find_hypervisor_word();
+
 	if (sysfs_read(f->hypervisor, sizeof(f->hypervisor), "%s/hypervisor/type", mount_sys) < 0)
-		strcpy(f->hypervisor, is_said_in(path, " hypervisor") ? "hypervisor"
-				      : is_said_in(path, "pSeries")   ? "PowerVM or KVM"
-								      : "");
+		f->hypervisor[0] = '\0';
+	for (unsigned int i = 0; !f->hypervisor[0] && i < ARRAY_SIZE(hypervisors); i++)
+		if (word == hypervisors[i].word)
+			strcpy(f->hypervisor, hypervisors[i].name);
 	f->port = access(port, F_OK) == 0;
 	/* Without the agent's word for it. Only root can see that it is not there. */
 	if (access(WITNESS_INSTANCE, F_OK) == 0)

@@ -6,8 +6,9 @@
  *   d PATH              a directory
  *   f MODE PATH TEXT    an attribute; \n and \\ in its text are escaped, its last newline is left out
  *   l PATH TARGET       a symbolic link
- * Only the buses of libnvdimm are looked at, and of their disks only what tells how they are flushed. UUIDs, serial
- * numbers and cookies are replaced, the same by the same.
+ * Of the buses of libnvdimm what scan and its libraries read, of their disks what tells how they are flushed, of the
+ * machine what tells of a hypervisor; nothing else, whatever a later kernel may show. UUIDs, names, serial numbers and
+ * cookies are replaced, the same by the same.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -29,45 +30,122 @@ struct recorder {
 	unsigned int n_secrets;
 };
 
-static DIR *close_directory(DIR *d)
-{
-	closedir(d);
-	return NULL;
-}
-DEFINE_CLEANUP(DIR *, close_directory)
-
 static bool ends_with(const char *path, const char *end)
 {
 	size_t n = strlen(path), m = strlen(end);
 
-	return n >= m && strcmp(path + n - m, end) == 0;
+	while (n > 0 && path[n - 1] >= '0' && path[n - 1] <= '9')
+		n--;
+	return n >= m && strncmp(path + n - m, end, m) == 0;
 }
 
-static bool is_secret(const char *path)
-{
-	static const char *const names[] = { "/uuid",           "/alt_name",   "/nfit/serial", "/nfit/id",
-					     "/nfit/unique_id", "/set_cookie", "/security" };
+/* How an attribute is recorded; what is not in here isn't. */
+enum { AS_IT_IS = 1, AS_UUID, AS_NUMBER, AS_NAME };
 
-	for (unsigned int i = 0; i < ARRAY_SIZE(names); i++)
-		if (ends_with(path, names[i]))
-			return true;
-	return false;
+static const struct {
+	const char *name; /* the end of its path, without a number behind it */
+	int how;
+} attributes[] = {
+	/* buses and DIMMs */
+	{ "/provider", AS_IT_IS },
+	{ "/commands", AS_IT_IS },
+	{ "/wait_probe", AS_IT_IS },
+	{ "/dev", AS_IT_IS },
+	{ "/devtype", AS_IT_IS },
+	{ "/modalias", AS_IT_IS },
+	{ "/state", AS_IT_IS },
+	{ "/flags", AS_IT_IS },
+	{ "/security", AS_NAME },
+	{ "/available_slots", AS_IT_IS },
+	{ "/dirty_shutdown", AS_IT_IS },
+	{ "/nfit/revision", AS_IT_IS },
+	{ "/nfit/dsm_mask", AS_IT_IS },
+	{ "/nfit/family", AS_IT_IS },
+	{ "/nfit/formats", AS_IT_IS },
+	{ "/nfit/format", AS_IT_IS },
+	{ "/nfit/handle", AS_IT_IS },
+	{ "/nfit/phys_id", AS_IT_IS },
+	{ "/nfit/vendor", AS_IT_IS },
+	{ "/nfit/device", AS_IT_IS },
+	{ "/nfit/rev_id", AS_IT_IS },
+	{ "/nfit/subsystem_vendor", AS_IT_IS },
+	{ "/nfit/subsystem_device", AS_IT_IS },
+	{ "/nfit/subsystem_rev_id", AS_IT_IS },
+	{ "/nfit/range_index", AS_IT_IS },
+	{ "/nfit/id", AS_NUMBER },
+	{ "/nfit/unique_id", AS_NUMBER },
+	{ "/nfit/serial", AS_NUMBER },
+	/* regions */
+	{ "/size", AS_IT_IS },
+	{ "/resource", AS_IT_IS },
+	{ "/align", AS_IT_IS },
+	{ "/mappings", AS_IT_IS },
+	{ "/mapping", AS_IT_IS },
+	{ "/nstype", AS_IT_IS },
+	{ "/read_only", AS_IT_IS },
+	{ "/deep_flush", AS_IT_IS },
+	{ "/persistence_domain", AS_IT_IS },
+	{ "/available_size", AS_IT_IS },
+	{ "/max_available_extent", AS_IT_IS },
+	{ "/numa_node", AS_IT_IS },
+	{ "/target_node", AS_IT_IS },
+	{ "/namespace_seed", AS_IT_IS },
+	{ "/btt_seed", AS_IT_IS },
+	{ "/pfn_seed", AS_IT_IS },
+	{ "/dax_seed", AS_IT_IS },
+	{ "/init_namespaces", AS_IT_IS },
+	{ "/badblocks", AS_IT_IS },
+	{ "/set_cookie", AS_NUMBER },
+	/* namespaces and what claims them */
+	{ "/mode", AS_IT_IS },
+	{ "/holder", AS_IT_IS },
+	{ "/holder_class", AS_IT_IS },
+	{ "/force_raw", AS_IT_IS },
+	{ "/sector_size", AS_IT_IS },
+	{ "/namespace", AS_IT_IS },
+	{ "/supported_alignments", AS_IT_IS },
+	{ "/log_zero_flags", AS_IT_IS },
+	{ "/dpa_extents", AS_IT_IS },
+	{ "/uuid", AS_UUID },
+	{ "/alt_name", AS_NAME },
+	/* device-dax */
+	{ "/dax_region/id", AS_IT_IS },
+	{ "/start", AS_IT_IS },
+	{ "/end", AS_IT_IS },
+	{ "/page_offset", AS_IT_IS },
+	/* disks and partitions */
+	{ "/queue/write_cache", AS_IT_IS },
+	{ "/queue/dax", AS_IT_IS },
+	{ "/partition", AS_IT_IS },
+	/* the machine, and the device tree's nodes */
+	{ "/hypervisor/type", AS_IT_IS },
+	{ "/of_node/compatible", AS_IT_IS },
+	{ "/of_node/ibm,hcall-flush-required", AS_IT_IS },
+};
+
+static int find_way(const char *path)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(attributes); i++)
+		if (ends_with(path, attributes[i].name))
+			return attributes[i].how;
+	return 0;
 }
 
 /* A text of the same form with nothing of the old one in it. */
-static void replace(struct recorder *r, const char *path, char *text, size_t size)
+static void replace(struct recorder *r, int how, char *text, size_t size)
 {
 	unsigned int i = 0;
 
-	if (!text[0])
+	/* Nothing was set. */
+	if (!text[strspn(text, "0x-")])
 		return;
 	while (i < r->n_secrets && strcmp(r->secrets[i], text) != 0)
 		i++;
 	if (i == r->n_secrets && i < MAX_SECRETS && (r->secrets[i] = strdup(text)))
 		r->n_secrets++;
-	if (ends_with(path, "/uuid"))
+	if (how == AS_UUID)
 		snprintf(text, size, "00000000-0000-4000-8000-%012x", i + 1);
-	else if (ends_with(path, "/alt_name") || ends_with(path, "/security"))
+	else if (how == AS_NAME)
 		snprintf(text, size, "replaced");
 	else
 		snprintf(text, size, "0x%08x", i + 1);
@@ -88,8 +166,8 @@ static void print_escaped(FILE *to, const char *text)
 static void record_attribute(struct recorder *r, const char *path, const struct stat *st)
 {
 	char text[4097];
+	int how = find_way(path), fd = how ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
 	ssize_t n;
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
 		return;
@@ -100,8 +178,8 @@ static void record_attribute(struct recorder *r, const char *path, const struct 
 	text[n] = '\0';
 	if (n > 0 && text[n - 1] == '\n')
 		text[n - 1] = '\0';
-	if (is_secret(path))
-		replace(r, path, text, sizeof(text));
+	if (how != AS_IT_IS)
+		replace(r, how, text, sizeof(text));
 	fprintf(r->to, "f\t%o\t%s\t", st->st_mode & 07777, path);
 	print_escaped(r->to, text);
 	fputc('\n', r->to);
@@ -201,46 +279,77 @@ static void record_links(struct recorder *r, const char *directory)
 		free(entries);
 }
 
+static int is_region(const struct dirent *entry)
+{
+	return strncmp(entry->d_name, "region", strlen("region")) == 0;
+}
+
 static void record_bus(struct recorder *r, const char *bus)
 {
-	_cleanup_(close_directoryp) DIR *d = opendir(bus);
-	struct dirent *entry;
+	struct dirent **entries;
 	char path[PATH_MAX];
+	int n;
 
 	record_tree(r, bus, 0);
 	record_of_node(r, bus);
-	while (d && (entry = readdir(d)))
-		if (strncmp(entry->d_name, "region", strlen("region")) == 0 &&
-		    (size_t)snprintf(path, sizeof(path), "%s/%s", bus, entry->d_name) < sizeof(path))
+	n = scandir(bus, &entries, is_region, versionsort);
+	for (int i = 0; i < n; i++) {
+		if ((size_t)snprintf(path, sizeof(path), "%s/%s", bus, entries[i]->d_name) < sizeof(path))
 			record_of_node(r, path);
+		free(entries[i]);
+	}
+	if (n >= 0)
+		free(entries);
+}
+
+/* Of a bus: there is one for each. */
+static int is_control(const struct dirent *entry)
+{
+	return strncmp(entry->d_name, "ndctl", strlen("ndctl")) == 0;
+}
+
+/* What doctor_collect_machine() looks at. */
+static void record_machine(struct recorder *r)
+{
+	const char *word = doctor_find_hypervisor_word();
+	char path[PATH_MAX];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s/hypervisor/type", mount_sys);
+	if (stat(path, &st) == 0)
+		record_attribute(r, path, &st);
+	if (word)
+		fprintf(r->to, "f\t444\t/proc/cpuinfo\t:%s\n", word);
 }
 
 int doctor_record(FILE *to)
 {
 	static const char *const directories[] = { "class/nd",    "bus/nd/devices", "bus/dax/devices", "class/dax",
 						   "class/block", "dev/block",      "dev/char" };
-	_cleanup_(close_directoryp) DIR *d = NULL;
 	struct recorder r = { .to = to };
-	unsigned int n = 0;
-	struct dirent *entry;
+	struct dirent **entries;
 	char path[PATH_MAX];
+	unsigned int n_buses = 0;
+	int n;
 
 	snprintf(path, sizeof(path), "%s/class/nd", mount_sys);
-	d = opendir(path);
-	while (d && (entry = readdir(d))) {
-		_cleanup_free_ char *bus = NULL;
+	n = scandir(path, &entries, is_control, versionsort);
+	for (int i = 0; i < n; i++) {
+		_cleanup_free_ char *bus = sysfs_resolve("%s/class/nd/%s/device", mount_sys, entries[i]->d_name);
 
-		if (strncmp(entry->d_name, "ndctl", strlen("ndctl")) != 0)
-			continue;
-		bus = sysfs_resolve("%s/class/nd/%s/device", mount_sys, entry->d_name);
+		free(entries[i]);
 		if (!bus)
 			continue;
 		record_bus(&r, bus);
-		n++;
+		n_buses++;
 	}
-	for (unsigned int i = 0; n > 0 && i < ARRAY_SIZE(directories); i++)
+	if (n >= 0)
+		free(entries);
+	for (unsigned int i = 0; n_buses > 0 && i < ARRAY_SIZE(directories); i++)
 		record_links(&r, directories[i]);
+	if (n_buses > 0)
+		record_machine(&r);
 	while (r.n_secrets > 0)
 		free(r.secrets[--r.n_secrets]);
-	return n > 0 ? 0 : -ENODEV;
+	return n_buses > 0 ? 0 : -ENODEV;
 }

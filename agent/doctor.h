@@ -22,7 +22,7 @@ enum doctor_severity {
 	DOCTOR_ERROR,   /* what is stored there is not made durable, or nobody can tell that it is */
 };
 
-/* What can be found; a row each in doctor.c. Their names are a contract, see pmemctl(1). */
+/* What can be found; a row each in doctor.c. Their names are a contract, see pmemctl-doctor(1). */
 enum doctor_id {
 	DOCTOR_AGENT_ABSENT,
 	DOCTOR_WITNESS_ABSENT,
@@ -138,9 +138,9 @@ struct doctor_facts {
 
 struct doctor_finding {
 	enum doctor_id id;
-	int layer;      /* -1: the machine */
-	char text[512]; /* a sentence, without a full stop */
-	char mend[256]; /* the command; "": there is none */
+	int layer;       /* -1: the machine */
+	char text[512];  /* a sentence, without a full stop */
+	char mend[1024]; /* the command; "": there is none */
 };
 
 struct doctor_report {
@@ -174,6 +174,9 @@ int doctor_collect(struct doctor_facts *f, const char *path, char detail[static 
 
 /* The hypervisor, the port and the trace instance. `port`: the device node of the host channel. */
 void doctor_collect_machine(struct doctor_facts *f, const char *port);
+
+/* The word of /proc/cpuinfo that tells of a hypervisor, with the blank before it; NULL: there is none. */
+const char *doctor_find_hypervisor_word(void);
 
 /* Adds the programs that have mapped the layers. */
 void doctor_collect_mappers(struct doctor_facts *f);

@@ -17,7 +17,7 @@
 
 __attribute__((unused)) static struct session session;
 static bool as_nobody;
-static char out[32768], err[4096];
+static char out[65536], err[4096];
 
 static inline void read_back(FILE *f, char *text, size_t size)
 {

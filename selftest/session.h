@@ -18,6 +18,7 @@
 #include "agent/closer.h"
 #include "agent/manager.h"
 #include "agent/util.h"
+#include "agent/worker.h"
 #include "lib/wire.h"
 
 /* The bus has room for so many of one connection. */
@@ -25,7 +26,7 @@
 
 struct session {
 	char directory[64];
-	char emulated[96]; /* the file that is emu0 */
+	char emulated[96]; /* the file that is emu0; "": there is no such region */
 	pid_t bus, agent;
 };
 
@@ -101,7 +102,8 @@ static inline int session_start_agent(struct session *s, const char *settings)
 	ssize_t n;
 
 	snprintf(conf, sizeof(conf), "%s/pmem-agent.conf", s->directory);
-	snprintf(text, sizeof(text), "[Agent]\n%s[Region emu0]\nEmulate=%s\n", settings, s->emulated);
+	snprintf(text, sizeof(text), "[Agent]\n%s%s%s\n", settings, s->emulated[0] ? "[Region emu0]\nEmulate=" : "",
+		 s->emulated);
 	if (session_write(conf, text) < 0 || pipe2(pipes, O_CLOEXEC) < 0)
 		return -errno;
 	s->agent = fork();
@@ -174,14 +176,12 @@ static inline void session_stop(struct session *s)
 static inline pid_t session_worker(const struct session *s)
 {
 	struct pmem_agent_page page = { 0 };
-	char path[160];
-	glob_t pages = { 0 };
-	int fd = -1;
+	char identity[sizeof(s->emulated) + sizeof("file:")], path[160];
+	int fd;
 
-	snprintf(path, sizeof(path), "%s/*.page", s->directory);
-	if (glob(path, 0, NULL, &pages) == 0)
-		fd = open(pages.gl_pathv[0], O_RDONLY | O_CLOEXEC);
-	globfree(&pages);
+	snprintf(identity, sizeof(identity), "file:%s", s->emulated);
+	worker_page_path(s->directory, identity, path, sizeof(path));
+	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd >= 0 && read(fd, &page, sizeof(page)) != sizeof(page))
 		page.worker.pid = 0;
 	safe_close(fd);
