@@ -112,21 +112,35 @@ static int print_tree(const struct doctor_facts *f, const struct doctor_report *
 	return e != 0 ? e : scols_print_table(t);
 }
 
+/* Names come from elsewhere; none of them shall speak to a terminal. */
+static void print_harmless(const char *text)
+{
+	for (; *text; text++)
+		putchar((unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text);
+}
+
+static void print_finding(const struct doctor_facts *f, const struct doctor_finding *n)
+{
+	printf("%s: %s: ", doctor_severity_to_string(doctor_id_severity(n->id)), doctor_id_to_string(n->id));
+	if (n->layer >= 0 && f->layers[n->layer].type != DOCTOR_LAYER_HOST) {
+		print_harmless(name_of(&f->layers[n->layer]));
+		fputs(": ", stdout);
+	}
+	print_harmless(n->text);
+	putchar('\n');
+	if (!n->mend[0])
+		return;
+	fputs("    ", stdout);
+	print_harmless(n->mend);
+	putchar('\n');
+}
+
 static void print_findings(const struct doctor_facts *f, const struct doctor_report *r)
 {
 	for (enum doctor_severity s = DOCTOR_ERROR; s > DOCTOR_OK; s--) {
 		for (unsigned int i = 0; i < r->n_findings; i++) {
-			const struct doctor_finding *n = &r->findings[i];
-
-			if (doctor_id_severity(n->id) != s)
-				continue;
-			printf("%s: %s: %s%s%s\n", doctor_severity_to_string(s), doctor_id_to_string(n->id),
-			       n->layer >= 0 && f->layers[n->layer].type != DOCTOR_LAYER_HOST
-				   ? name_of(&f->layers[n->layer])
-				   : "",
-			       n->layer >= 0 && f->layers[n->layer].type != DOCTOR_LAYER_HOST ? ": " : "", n->text);
-			if (n->mend[0])
-				printf("    %s\n", n->mend);
+			if (doctor_id_severity(r->findings[i].id) == s)
+				print_finding(f, &r->findings[i]);
 		}
 	}
 	if (r->n_findings == 0)

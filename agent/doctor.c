@@ -91,6 +91,11 @@ const char *doctor_layer_type_to_string(enum doctor_layer_type type)
 
 /* ---- findings ---- */
 
+/* Of a layer's name; four bytes for one, and two quotation marks. */
+struct word {
+	char text[4 * sizeof((struct doctor_layer){}.name) + 2];
+};
+
 struct examination {
 	const struct doctor_facts *facts;
 	struct doctor_report *report;
@@ -129,6 +134,7 @@ static void _printf_(2, 3) say(struct doctor_finding *f, const char *format, ...
 	va_end(args);
 }
 
+/* A command that was cut off would be another one. */
 static void _printf_(2, 3) mend(struct doctor_finding *f, const char *format, ...)
 {
 	va_list args;
@@ -136,8 +142,27 @@ static void _printf_(2, 3) mend(struct doctor_finding *f, const char *format, ..
 	if (!f)
 		return;
 	va_start(args, format);
-	vsnprintf(f->mend, sizeof(f->mend), format, args);
+	if (vsnprintf(f->mend, sizeof(f->mend), format, args) >= (int)sizeof(f->mend))
+		f->mend[0] = '\0';
 	va_end(args);
+}
+
+/* As a shell takes it for one word: mount points are named by root, but programs by anybody. */
+static struct word quote(const char *name)
+{
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:@%,=";
+	struct word w;
+	char *to = w.text;
+
+	if (name[0] && !name[strspn(name, plain)]) {
+		snprintf(w.text, sizeof(w.text), "%s", name);
+		return w;
+	}
+	*to++ = '\'';
+	for (; *name && to < w.text + sizeof(w.text) - 6; name++)
+		to = *name == '\'' ? stpcpy(to, "'\\''") : stpncpy(to, name, 1);
+	strcpy(to, "'");
+	return w;
 }
 
 /* ---- what lies where ---- */
@@ -269,7 +294,7 @@ static void examine_mapper(const struct examination *e, const struct doctor_mapp
 		    "%s (pid %d) has PMEM2_FORCE_GRANULARITY or PMEM_IS_PMEM_FORCE in its environment: libpmem then "
 		    "takes a CPU flush for enough on %s, and nothing is durable",
 		    m->command, m->pid, l->name);
-		mend(n, "start %s without these variables", m->command);
+		mend(n, "start %s without these variables", quote(m->command).text);
 	}
 	if (m->library)
 		return;
@@ -282,7 +307,7 @@ static void examine_mapper(const struct examination *e, const struct doctor_mapp
 	if (l->type == DOCTOR_LAYER_NAMESPACE)
 		mend(n, "link it with libpmem-agent-pmem2, see pmem_agent_persist(3)");
 	else
-		mend(n, "pmemctl run -- %s", m->command);
+		mend(n, "pmemctl run -- %s", quote(m->command).text);
 }
 
 /* ---- filesystems ---- */
@@ -329,35 +354,36 @@ static void examine_dax(const struct examination *e, int i)
 	if (has_option(l->options, "dax", "never")) {
 		n = add(e, DOCTOR_DAX_NEVER, i);
 		say(n, "it is mounted dax=never: its files go through the page cache");
-		mend(n, "umount %.100s && mount -o dax=always /dev/%.60s %.100s", l->name,
-		     device ? device->name : "...", l->name);
+		mend(n, "umount %s && mount -o dax=always /dev/%s %s", quote(l->name).text,
+		     device ? device->name : "...", quote(l->name).text);
 	} else if (file && file->regular && file->dax == 0) {
 		n = add(e, DOCTOR_DAX_INODE, i);
 		say(n, "%s is not DAX, since it is not marked so and the filesystem is not mounted dax=always",
 		    file->name);
-		mend(n, "umount %.100s && mount -o dax=always /dev/%.60s %.100s", l->name,
-		     device ? device->name : "...", l->name);
+		mend(n, "umount %s && mount -o dax=always /dev/%s %s", quote(l->name).text,
+		     device ? device->name : "...", quote(l->name).text);
 	}
 }
 
 static void examine_options(const struct examination *e, int i)
 {
-	const struct doctor_layer *l = &e->facts->layers[i];
+	const struct doctor_layer *l = &e->facts->layers[i], *device = find_below(e->facts, i, DOCTOR_LAYER_DEVICE);
 	struct doctor_finding *n;
 
 	if (has_option(l->options, "nobarrier", NULL) || has_option(l->options, "barrier", "0")) {
 		n = add(e, DOCTOR_NOBARRIER, i);
 		say(n, "it is mounted without barriers: fsync succeeds, and no flush reaches the host");
-		mend(n, "mount -o remount,barrier %s", l->name);
+		mend(n, "mount -o remount,barrier %s", quote(l->name).text);
 	}
 	if (has_option(l->options, "emergency_ro", NULL) || has_option(l->options, "shutdown", NULL)) {
 		n = add(e, DOCTOR_SHUT_DOWN, i);
 		say(n, "it has been shut down after an error; what was stored since is not on it");
-		mend(n, "umount %.100s && fsck -t %s /dev/...", l->name, l->fstype);
+		mend(n, "umount %s && fsck -t %s /dev/%s", quote(l->name).text, l->fstype,
+		     device ? device->name : "...");
 	} else if (has_option(l->options, "ro", NULL)) {
 		n = add(e, DOCTOR_READ_ONLY, i);
 		say(n, "it is read-only, so nothing flushes it");
-		mend(n, "mount -o remount,rw %s", l->name);
+		mend(n, "mount -o remount,rw %s", quote(l->name).text);
 	}
 }
 
@@ -366,7 +392,7 @@ static void ordinary_storage(const struct examination *e, int i)
 	struct doctor_finding *n = add(e, DOCTOR_ORDINARY_STORAGE, i);
 
 	say(n, "it is not on persistent memory: fsync decides, and the agent has no part in it");
-	mend(n, "pmemctl flush --fallback %.200s", e->facts->layers[i].name);
+	mend(n, "pmemctl flush --fallback %s", quote(e->facts->layers[i].name).text);
 }
 
 static void examine_filesystem(const struct examination *e, int i)

@@ -498,6 +498,21 @@ static void test_every_finding(void **state)
 	}
 }
 
+/* And nothing else is in the manual page. */
+static void test_manual_has_no_others(void **state)
+{
+	unsigned int n = 0;
+
+	for (const char *p = strstr(load("agent/pmemctl-doctor.1.scd"), "# FINDINGS"); (p = strchr(p, '\n')); p++) {
+		const char *end = strchr(p + 1, '\n');
+
+		if (p[1] == '#' && p[2] == ' ')
+			break;
+		n += p[1] == '*' && end && end[-1] == ')';
+	}
+	assert_int_equal(n, DOCTOR_N_IDS);
+}
+
 /* A region below two layers is complained of once, and programs each by themselves. */
 static void test_once(void **state)
 {
@@ -512,6 +527,30 @@ static void test_once(void **state)
 	doctor_examine(f, r);
 	assert_int_equal(count(r, DOCTOR_UNATTESTED, &n), 1);
 	assert_int_equal(count(r, DOCTOR_MAPPED_WITHOUT_LIBRARY, &n), 2);
+}
+
+/* Any program can call itself what it likes; no command of ours is to run that. */
+static void test_quoted(void **state)
+{
+	_cleanup_(doctor_facts_freep) struct doctor_facts *f = healthy();
+	_cleanup_free_ struct doctor_report *r = malloc(sizeof(*r));
+	const struct doctor_finding *n = NULL;
+
+	mapper(f, false, false);
+	strcpy(f->mappers[0].command, "a$(b)'c");
+	strcpy(f->layers[FILESYSTEM_LAYER].name, "/my data");
+	read_only(f);
+	doctor_examine(f, r);
+	assert_int_equal(count(r, DOCTOR_MAPPED_WITHOUT_LIBRARY, &n), 1);
+	assert_string_equal(n->mend, "pmemctl run -- 'a$(b)'\\''c'");
+	assert_int_equal(count(r, DOCTOR_READ_ONLY, &n), 1);
+	assert_string_equal(n->mend, "mount -o remount,rw '/my data'");
+
+	/* The longest there can be is whole, or there is none. */
+	memset(f->layers[FILESYSTEM_LAYER].name, '\'', sizeof(f->layers[0].name) - 1);
+	doctor_examine(f, r);
+	assert_int_equal(count(r, DOCTOR_READ_ONLY, &n), 1);
+	assert_true(!n->mend[0] || n->mend[strlen(n->mend) - 1] == '\'');
 }
 
 /* On a bare machine nobody else's word is needed for a CPU flush. */
@@ -553,9 +592,14 @@ static void test_bounded(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_healthy),      cmocka_unit_test(test_each_cause),
-		cmocka_unit_test(test_nothing_else), cmocka_unit_test(test_every_finding),
-		cmocka_unit_test(test_once),         cmocka_unit_test(test_bare_machine),
+		cmocka_unit_test(test_healthy),
+		cmocka_unit_test(test_each_cause),
+		cmocka_unit_test(test_nothing_else),
+		cmocka_unit_test(test_every_finding),
+		cmocka_unit_test(test_manual_has_no_others),
+		cmocka_unit_test(test_once),
+		cmocka_unit_test(test_quoted),
+		cmocka_unit_test(test_bare_machine),
 		cmocka_unit_test(test_bounded),
 	};
 
