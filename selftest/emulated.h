@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -93,10 +94,24 @@ static inline int set_up_group(void **state)
 	return write_conf() < 0 || sd_event_new(&event) < 0 || closer_start(event) < 0 ? -1 : 0;
 }
 
+static inline void remove_pages(void)
+{
+	char pattern[64];
+	glob_t pages;
+
+	snprintf(pattern, sizeof(pattern), "%s/*.page", directory);
+	if (glob(pattern, 0, NULL, &pages) == 0) {
+		for (size_t i = 0; i < pages.gl_pathc; i++)
+			unlink(pages.gl_pathv[i]);
+		globfree(&pages);
+	}
+}
+
 static inline int tear_down_group(void **state)
 {
 	closer_stop();
 	sd_event_unref(event);
+	remove_pages(); /* of regions that this machine has */
 	return unlink(conf_path) < 0 || rmdir(directory) < 0 ? -1 : 0;
 }
 

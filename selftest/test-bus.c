@@ -459,7 +459,8 @@ static void test_changes_are_told_now_and_then(void **state)
 	}
 	elapsed = now_usec(CLOCK_MONOTONIC) - begun;
 	assert_true(n <= elapsed / (100 * USEC_PER_MSEC) + 2);
-	assert_true(n < flushes / 2);
+	/* Fewer than there are flushes, unless those take their time. */
+	assert_true(n < flushes / 2 || elapsed / flushes > 20 * USEC_PER_MSEC);
 }
 
 static int on_lost(sd_bus_message *m, void *userdata, sd_bus_error *error)
