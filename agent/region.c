@@ -128,7 +128,7 @@ static enum region_kind kind_of(const struct region *r)
 		return REGION_KIND_VIRTIO_PMEM;
 	if (strncmp(r->provider, PAPR_PROVIDER, strlen(PAPR_PROVIDER)) == 0 || r->flush_required)
 		return REGION_KIND_PAPR_SCM;
-	if (strcmp(r->provider, "ACPI.NFIT") == 0)
+	if (r->nfit || strcmp(r->provider, "ACPI.NFIT") == 0)
 		return REGION_KIND_NFIT;
 	if (strcmp(r->provider, "e820") == 0)
 		return REGION_KIND_E820;
@@ -232,15 +232,15 @@ static int classify_nfit(struct region *r)
 	if (r->deep_flush == 1 && r->deep_flush_writable) {
 		r->method = REGION_METHOD_DEEP_FLUSH;
 		return evidence(r,
-				"provider is ACPI.NFIT and deep_flush of %s reads 1: it has flush hints, writing 1 "
-				"flushes past the memory controller",
-				r->name);
+				"provider is %s and deep_flush of %s reads 1: it has flush hints, writing 1 flushes "
+				"past the memory controller",
+				r->provider, r->name);
 	}
 	r->method = REGION_METHOD_CPU_FLUSH;
 	return evidence(r,
-			"provider is ACPI.NFIT, %s: the CPU flush of the storing program decides, as far as the host "
-			"says the truth; this is unattested",
-			r->deep_flush == 1 ? "with flush hints that the agent may not write" : "without flush hints");
+			"provider is %s, %s: the CPU flush of the storing program decides, as far as the host says "
+			"the truth; this is unattested",
+			r->provider, r->deep_flush == 1 ? "with flush hints that the agent may not write" : "without flush hints");
 }
 
 static int classify_kind(struct region *r)
@@ -447,7 +447,7 @@ static bool seen_equal(const struct region *a, const struct region *b)
 	       strcmp(a->syspath, b->syspath) == 0 && a->resource == b->resource && a->size == b->size &&
 	       a->mappings == b->mappings && a->deep_flush == b->deep_flush &&
 	       a->deep_flush_writable == b->deep_flush_writable && a->flush_required == b->flush_required &&
-	       a->of_node == b->of_node && a->read_only == b->read_only && a->unarmed == b->unarmed &&
+	       a->of_node == b->of_node && a->nfit == b->nfit && a->read_only == b->read_only && a->unarmed == b->unarmed &&
 	       strcmp(a->emulate, b->emulate) == 0 && a->emulate_device == b->emulate_device &&
 	       a->emulate_inode == b->emulate_inode && a->n_namespaces == b->n_namespaces;
 }

@@ -99,6 +99,7 @@ struct region {
 	bool deep_flush_writable;
 	bool flush_required; /* of_node has ibm,hcall-flush-required */
 	bool of_node;
+	bool nfit; /* its bus has attributes of an NFIT, whatever the provider's name */
 	bool read_only;
 	bool unarmed; /* a DIMM of it is "not armed" */
 	struct namespace namespaces[REGION_MAX_NAMESPACES];

@@ -162,6 +162,7 @@ static int scan_region(struct ndctl_bus *bus, struct ndctl_region *ndr, struct r
 	r->mappings = ndctl_region_get_mappings(ndr);
 	r->read_only = ndctl_region_get_ro(ndr) > 0;
 	r->unarmed = is_unarmed(ndr);
+	r->nfit = ndctl_bus_has_nfit(bus) > 0;
 	scan_sysfs(r);
 	ndctl_namespace_foreach(ndr, ndns)
 	{

@@ -228,6 +228,11 @@ static void test_nfit(void **state)
 		r->mappings = 1;
 		add_namespace(r, NAMESPACE_MODE_RAW, "pmem0");
 		assert_method(r, REGION_KIND_NFIT, false, rows[i].method, rows[i].evidence);
+
+		/* Whatever it calls itself. */
+		strcpy(r->provider, "nfit_test.0");
+		r->nfit = true;
+		assert_method(r, REGION_KIND_NFIT, false, rows[i].method, rows[i].evidence);
 	}
 }
 
