@@ -19,6 +19,8 @@ PKG_CONFIG ?= pkg-config
 OBJCOPY ?= objcopy
 CFLAGS ?= -O2 -g
 SANITIZE ?=
+# no: there is no libpmem2 for this architecture, and so no libpmem-agent-pmem2
+PMEM2 ?= yes
 
 modules := libsystemd libndctl libdaxctl mount smartcols json-c inih
 test-modules := cmocka umockdev-1.0
@@ -51,7 +53,8 @@ mains := pmem-agent pmemctl
 main-pmem-agent := agent/main.c
 main-pmemctl := agent/pmemctl.c
 sources := $(filter-out $(foreach m,$(mains),$(main-$(m))),$(wildcard agent/*.c))
-tests := $(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c))
+without-pmem2 = $(if $(filter no,$(PMEM2)),$(foreach f,$(1),$(if $(findstring pmem2,$(notdir $(f))),,$(f))),$(1))
+tests := $(call without-pmem2,$(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c)))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/bench-flush.c))
 
@@ -59,10 +62,10 @@ test-libraries := $(patsubst %,$(build)/%.so,bench-slow bench-dax preload-fail)
 
 objects := $(sources:%.c=$(build)/%.o)
 preload-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/preload*.c))
-lib-objects := $(filter-out $(preload-objects),$(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c)))
-lib-names := libpmem-agent libpmem-agent-pmem2
+lib-objects := $(call without-pmem2,$(filter-out $(preload-objects),$(patsubst %.c,$(build)/%.o,$(wildcard lib/*.c))))
+lib-names := $(call without-pmem2,libpmem-agent libpmem-agent-pmem2)
 libraries := $(foreach l,$(lib-names),$(build)/$(l).a $(build)/$(l).so.0)
-examples := $(patsubst lib/examples/%.c,$(build)/example-%,$(wildcard lib/examples/*.c))
+examples := $(call without-pmem2,$(patsubst lib/examples/%.c,$(build)/example-%,$(wildcard lib/examples/*.c)))
 programs := $(mains:%=$(build)/%)
 # A page has each call of a library: the one of the same name, or the one that it is a link to.
 page-of-flush := connect close submit wait get_fd
@@ -120,9 +123,9 @@ $(programs):
 
 $(build)/test-pmem2: $(build)/libpmem-agent-pmem2.a
 $(build)/test-pmem2: test-modules += libpmem2
-$(build)/test-%: $(build)/selftest/test-%.o $(build)/libagent.a $(build)/libpmem-agent.a
+$(build)/test-%: $(build)/selftest/test-%.o $(build)/selftest/patience.o $(build)/libagent.a $(build)/libpmem-agent.a
 	$(say) LD $@
-	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
+	$(Q)$(CC) $(ldflags) -Wl,--wrap=alarm $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
 
 $(build)/test-watch: private ldflags += -Wl,--wrap=witness_next
 
@@ -171,11 +174,15 @@ clean:
 
 deps-build := $(CC)=gcc $(PKG_CONFIG)=pkg-config $(SCDOC)=scdoc libsystemd.pc=libsystemd-dev libndctl.pc=libndctl-dev \
 	libdaxctl.pc=libdaxctl-dev mount.pc=libmount-dev smartcols.pc=libsmartcols-dev json-c.pc=libjson-c-dev \
-	inih.pc=libinih-dev libpmem2.pc=libpmem2-dev $(LD)=binutils /usr/include/stdio.h=libc6-dev
+	inih.pc=libinih-dev $(call without-pmem2,libpmem2.pc=libpmem2-dev) $(LD)=binutils /usr/include/stdio.h=libc6-dev
 deps-test := cmocka.pc=libcmocka-dev umockdev-1.0.pc=libumockdev-dev umockdev-run=umockdev dbus-daemon=dbus valgrind=valgrind
 deps-guest := python3=python3 qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs depmod=kmod \
 	xz=xz-utils fakeroot=fakeroot newuidmap=uidmap \
 	/usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
+# The kernel of the pseries guest is built here: flex and what follows.
+deps-cross := $(foreach t,powerpc64le s390x,$(t)-linux-gnu-gcc=gcc-$(t)-linux-gnu) qemu-ppc64le=qemu-user qemu-system-ppc64=qemu-system-ppc \
+	/usr/powerpc64le-linux-gnu/include/stdio.h=libc6-dev-ppc64el-cross /usr/s390x-linux-gnu/include/stdio.h=libc6-dev-s390x-cross \
+	flex=flex bison=bison bc=bc libelf.pc=libelf-dev
 
 find-missing = PATH="$$PATH:/usr/sbin:/sbin"; missing=; for d in $(1); do p=$${d%%=*}; \
 	case $$p in *.pc) $(PKG_CONFIG) --exists $${p%.pc} ;; /*) [ -e $$p ] ;; *) command -v $$p >/dev/null ;; esac \
@@ -189,14 +196,16 @@ $(build)/.deps-ok: Makefile
 	$(Q)touch $@
 
 # Package lists may be missing (containers) or old (a package is gone from the archive).
-deps:
-	$(Q)$(call find-missing,$(deps-build) $(deps-test) $(deps-guest)); [ -n "$$missing" ] || exit 0; \
+deps deps-cross:
+	$(Q)$(call find-missing,$(wanted)); [ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { \
 		echo "Only apt-get is known here. Install by hand (Debian's names):$$missing" >&2; exit 1; }; \
-	echo "Installing with apt-get, for the build, the tests and the guest:$$missing"; \
+	echo "Installing with apt-get, for the build, the tests and the guests:$$missing"; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	install="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends$$missing"; \
 	{ apt-get install -s $$missing >/dev/null 2>&1 && $$install; } || { $$sudo apt-get update -q && $$install; }
+deps: wanted = $(deps-build) $(deps-test) $(deps-guest)
+deps-cross: wanted = $(deps-build) $(deps-test) $(deps-guest) $(deps-cross)
 
 # ---- installation: mode:source:destination; text from units/ gets its @directories@ filled in ----
 
@@ -206,7 +215,7 @@ installed = \
 	755:$(build)/libpmem-agent-preload.so:$(libdir)/libpmem-agent-preload.so \
 	$(foreach l,$(lib-names),644:$(build)/$(l).a:$(libdir)/$(l).a 755:$(build)/$(l).so.0:$(libdir)/$(l).so.0 \
 		644:$(build)/$(l).pc:$(libdir)/pkgconfig/$(l).pc) \
-	644:lib/pmem-agent-pmem2.h:$(includedir)/pmem-agent/pmem-agent-pmem2.h \
+	$(call without-pmem2,644:lib/pmem-agent-pmem2.h:$(includedir)/pmem-agent/pmem-agent-pmem2.h) \
 	644:lib/pmem-agent.h:$(includedir)/pmem-agent/pmem-agent.h \
 	644:lib/wire.h:$(includedir)/pmem-agent/wire.h \
 	755:units/pmem-agent-witness:$(libexecdir)/pmem-agent/pmem-agent-witness \
@@ -280,12 +289,21 @@ hostile: deps
 	$(Q)selftest/test-host $(build)/asan --hostile 60
 	$(Q)HOSTILE_SEC=60 $(build)/asan/test-hostile-guest
 
-# Built for ppc64el and tested by user emulation, and a pseries guest with papr_scm, whose kernel is built the first time.
-check-cross:
-	$(Q)selftest/ppc64el/build $(build) all tests
-	$(Q)$(run-tests) ppc64el pseries
+# Built for ppc64el (pages of 64 KiB) and s390x (big-endian) and tested by user emulation; and a pseries guest with
+# papr_scm, whose kernel is built the first time.
+check-cross: deps-cross
+	$(Q)selftest/cross/build ppc64el $(build) tests
+	$(Q)selftest/cross/build s390x $(build) tests
+	$(Q)$(run-tests) ppc64el s390x pseries
+
+# NVDIMMs with flush hints, which the kernel's nfit_test makes up in the guest; its modules are built the first time.
+check-nfit: deps
+	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)selftest/nfit/build $(build)
+	$(Q)$(run-tests) nfit
 
 check-full: check
+	$(Q)$(MAKE) --no-print-directory check-nfit
 	$(Q)$(MAKE) --no-print-directory check-cross
 
 # What `make check` does with real programs, for longer, and with two kernels; libvirt; and what needs a quiet machine.
@@ -302,6 +320,10 @@ bench: deps
 prove: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)selftest/prove/prove --build-dir $(build)
+
+# What test-recorded compares with; look at the differences before they are committed.
+golden: $(build)/test-recorded
+	$(Q)$< --golden
 
 demo: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -323,8 +345,9 @@ compile_commands.json: Makefile $(wildcard agent/*.c lib/*.c selftest/*.c)
 define help-text
 make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
-make check-cross           units for ppc64el, and a pseries guest with papr_scm (needs cross compilers)
-make check-full            check and check-cross
+make check-cross           units for ppc64el and s390x, and a pseries guest with papr_scm; begins with make deps-cross
+make check-nfit            NVDIMMs with flush hints, by the kernel's nfit_test, which is built for the guest
+make check-full            check, check-nfit and check-cross
 make check                 all tests, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
 make hostile               a host, and a guest, that mean the other side no good, a minute each
@@ -332,18 +355,20 @@ make check-long            databases and others under pmemctl run, for half an h
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make prove                 the durability campaign: power is cut at every moment, on three kernels; half an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
+make golden                write selftest/sysfs/*.list and *.doctor anew, see test-recorded
 make deps                  install what building and testing need (apt-get)
 make install, uninstall    DESTDIR= prefix=$(prefix) sysconfdir=$(sysconfdir)
 make format                clang-format on the sources
 make compile_commands.json for clangd and other tools
 make clean                 remove what was built; the guest's images in build/vm stay
 
-Variables: O=DIR (build there), V=1 (show commands), CC=, CFLAGS=, SANITIZE=address,undefined
+Variables: O=DIR (build there), V=1 (show commands), CC=, CFLAGS=, SANITIZE=address,undefined,
+           PMEM2=no (where there is no libpmem2, which is for few architectures)
 endef
 help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast check-cross check-full soak hostile bench prove demo clean deps install uninstall format help check-long
+.PHONY: all tests check check-fast check-cross check-nfit check-full soak hostile bench prove demo golden clean deps deps-cross install uninstall format help check-long
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

@@ -1,6 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""usage: preload-pmem2.py DEVICE: what libpmem2 says of stores in it, as a program finds it that is linked with it"""
+"""What libpmem2 says of stores in a device, as a program finds it that is linked with it.
+
+usage: preload-pmem2.py DEVICE [deep-flush] [persist]     both, unless one is named
+"""
 
 import ctypes as c
 import os
@@ -19,6 +22,9 @@ assert program.pmem2_config_set_required_store_granularity(config, PAGE_GRANULAR
 assert program.pmem2_map_new(c.byref(mapping), config, source) == 0
 address = program.pmem2_map_get_address(mapping)
 c.memset(address, 1, 64)
-print("deep flush", program.pmem2_deep_flush(mapping, c.c_void_p(address), c.c_size_t(64)), flush=True)
-c.CFUNCTYPE(None, c.c_void_p, c.c_size_t)(program.pmem2_get_persist_fn(mapping))(address, 64)
-print("persisted")
+calls = sys.argv[2:] or ["deep-flush", "persist"]
+if "deep-flush" in calls:
+    print("deep flush", program.pmem2_deep_flush(mapping, c.c_void_p(address), c.c_size_t(64)), flush=True)
+if "persist" in calls:
+    c.CFUNCTYPE(None, c.c_void_p, c.c_size_t)(program.pmem2_get_persist_fn(mapping))(address, 64)
+    print("persisted")

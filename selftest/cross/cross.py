@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ppc64el needs here, built once and kept: a kernel with papr_scm, and Debian's files for that architecture."""
+"""What other architectures need here, built once and kept: Debian's files for them, and a pseries kernel with papr_scm."""
 
 import glob
 import os
@@ -48,7 +48,7 @@ def _unpack_source(cache, directory):
 
 def kernel(cache):
     """vmlinux for qemu's pseries machine, with libnvdimm, papr_scm, ext4 and XFS built in."""
-    config = os.path.join(HERE, "kernel.config")
+    config = os.path.join(HERE, "pseries.config")
     target = os.path.join(cache, "kernel", "pseries-" + digest(KERNEL_VERSION, ("file", config)))
     with locked(target):
         if not os.path.isdir(target):
@@ -67,15 +67,15 @@ def kernel(cache):
     return os.path.join(target, "vmlinux")
 
 
-def sysroot(cache, packages):
+def sysroot(cache, architecture, packages):
     """The files of these packages and of what they depend on, unpacked and not set up; the directory."""
     key = digest(SYSROOT_VERSION, " ".join(sorted(packages)))
-    target = os.path.join(cache, "ppc64el", key)
+    target = os.path.join(cache, architecture, key)
     with locked(target):
         if not os.path.isdir(target):
-            say("fetching Debian's packages for ppc64el, once")
+            say(f"fetching Debian's packages for {architecture}, once")
             with scratch(target) as directory:
-                suite = archive.Suite(cache, archive.BASE_SUITE, "ppc64el")
+                suite = archive.Suite(cache, archive.BASE_SUITE, architecture)
                 with locked(suite.dir):
                     suite.update()
                     debs = suite.download_all(packages)
@@ -106,13 +106,13 @@ def _make_links_relative(root):
 
 
 def main():
-    """kernel CACHE | sysroot CACHE PACKAGE...: makes it if it is not there, and prints where it is."""
-    what, cache, *packages = sys.argv[1:]
+    """kernel CACHE | sysroot CACHE ARCHITECTURE PACKAGE...: makes it if it is not there, and prints where it is."""
+    what, cache, *words = sys.argv[1:]
     cache = os.path.realpath(cache)
     try:
-        print(kernel(cache) if what == "kernel" else sysroot(cache, packages))
+        print(kernel(cache) if what == "kernel" else sysroot(cache, words[0], words[1:]))
     except VmError as e:
-        sys.exit(f"ppc64el: {e}")
+        sys.exit(f"cross: {e}")
 
 
 if __name__ == "__main__":
