@@ -21,6 +21,7 @@
 
 #include "agent/closer.h"
 #include "agent/manager-private.h"
+#include "selftest/patience.h"
 
 static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], record_path[64],
 	    fifo[64], identity[80];
@@ -74,7 +75,7 @@ static inline int write_conf(void)
 {
 	char text[128];
 
-	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=200ms\n[Region emu0]\nEmulate=%s\n", emulated);
+	snprintf(text, sizeof(text), "[Agent]\nStopFlushSec=%ums\n[Region emu0]\nEmulate=%s\n", patient(200), emulated);
 	return write_file(conf_path, text);
 }
 

@@ -3,6 +3,7 @@
  * test-signal: what a region signals on the bus, and that its properties have told it before
  */
 #include "selftest/caller.h"
+#include "selftest/patience.h"
 
 struct heard {
 	char member[32];
@@ -58,10 +59,12 @@ static int on_changed(sd_bus_message *m, void *userdata, sd_bus_error *error)
 
 static int set_up(void **state)
 {
+	char settings[32];
 	const char *missing;
 
 	alarm(120);
-	missing = session_start_with(&session, "StallSec=100ms\n");
+	snprintf(settings, sizeof(settings), "StallSec=%ums\n", patient(100));
+	missing = session_start_with(&session, settings);
 	if (missing)
 		print_error("test-signal needs %s\n", missing);
 	if (missing || sd_bus_open_system(&bus) < 0 ||

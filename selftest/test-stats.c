@@ -6,16 +6,19 @@
 
 #include "agent/ctl-stats.h"
 #include "agent/stats.h"
+#include "selftest/patience.h"
 #include "selftest/pmemctl.h"
 
 #define SECOND 1000000
 
 static int set_up(void **state)
 {
+	char settings[32];
 	const char *missing;
 
 	alarm(120);
-	missing = session_start_with(&session, "StallSec=100ms\n");
+	snprintf(settings, sizeof(settings), "StallSec=%ums\n", patient(100));
+	missing = session_start_with(&session, settings);
 	if (missing)
 		print_error("test-stats needs %s\n", missing);
 	return missing ? -1 : 0;
