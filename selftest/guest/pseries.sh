@@ -144,6 +144,8 @@ cd /root/tree || exit 1
 mount -t tmpfs none /sys/class/nd
 export SELFTEST_PATIENCE=10 HOSTILE_SEC=10
 for program in build/test-* build/sim-*; do
+	# It starts /bin/true and sh with a library preloaded; here they are busybox, which is static.
+	[ "$program" = build/test-run ] && { skip "$program" "dynamically linked /bin/true and /bin/sh in the guest"; continue; }
 	timeout 600 "$program" >"$work/out" 2>&1
 	status=$?
 	echo "status $status" >>"$work/out"
