@@ -56,11 +56,12 @@ struct plan {
 
 static struct shared {
 	struct region regions[REGIONS];
+	struct record records[REGIONS];
 	size_t n_regions;
 	pthread_mutex_t lock;
 	pthread_cond_t released;
 } * shared;
-static struct record records[REGIONS]; /* of this process's own flushes */
+static struct record_view views[REGIONS];
 static int control = -1, log_fd = -1; /* the first: -1 in a child */
 static char log_path[1024];
 static int (*real_fsync)(int);
@@ -89,7 +90,12 @@ static struct region *find_file(int fd)
 
 static struct record *record_of(const struct region *r)
 {
-	return &records[r - shared->regions];
+	return &shared->records[r - shared->regions];
+}
+
+static struct record_view *view_of(const struct region *r)
+{
+	return &views[r - shared->regions];
 }
 
 static struct plan begin(struct region *r)
@@ -217,7 +223,7 @@ static int flush(int fd, int (*real)(int))
 	start = seconds(CLOCK_REALTIME);
 	began = seconds(CLOCK_MONOTONIC);
 	plan = begin(r);
-	record_begin(record_of(r), plan.number);
+	record_begin(record_of(r), view_of(r), plan.number);
 	if (plan.hang)
 		plan.fail |= hang(r, plan.number);
 	pthread_mutex_lock(&r->disk);
@@ -225,7 +231,7 @@ static int flush(int fd, int (*real)(int))
 	result = plan.fail ? -EIO : real(fd) < 0 ? -errno : 0;
 	if (result == 0 && r->durable[0])
 		save_durable(fd, r);
-	record_end(record_of(r), plan.number, result);
+	record_end(record_of(r), view_of(r), plan.number, result);
 	pthread_mutex_unlock(&r->disk);
 	write_log(r, plan.number, start, began, result);
 	if (result < 0) {
@@ -272,8 +278,7 @@ static const char *add_region(const char *id, char *rest)
 	pthread_mutexattr_init(&attributes);
 	pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
 	pthread_mutex_init(&r->disk, &attributes);
-	pthread_mutex_init(&record_of(r)->lock, NULL);
-	record_of(r)->fd = record_of(r)->trace = -1;
+	record_init(record_of(r));
 	shared->n_regions++;
 	return NULL;
 }
@@ -298,8 +303,8 @@ static const char *record(struct region *r, char *rest)
 	const char *backing = strtok(rest, " "), *trace = strtok(NULL, " "), *board = strtok(NULL, " ");
 
 	if (!backing)
-		return record_stop(record_of(r));
-	return trace ? record_start(record_of(r), backing, trace, board ? board : "") : "not understood";
+		return record_stop(record_of(r), view_of(r));
+	return trace ? record_start(record_of(r), view_of(r), backing, trace, board ? board : "") : "not understood";
 }
 
 /* Called with the lock held; NULL for done, else what is wrong. */
@@ -364,8 +369,6 @@ static void *serve(void *unused)
 static void in_child(void)
 {
 	control = log_fd = -1;
-	for (size_t i = 0; i < shared->n_regions; i++)
-		records[i].trace = -1;
 }
 
 static void *share(void)

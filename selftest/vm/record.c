@@ -7,6 +7,9 @@
  * made by then. The guest writes them down on a board in memory that this process sees too, so no clock is needed: what
  * is on the board before the flush has ended was promised before.
  *
+ * Several processes may flush one region: pmemctl serve has a child for each. So what has been seen is a file too,
+ * beside the trace, and each process opens both when it first flushes after a recording began.
+ *
  * The trace is a row of records: struct entry, then `n_pages` times a page's number (4 bytes) and its content; the last
  * one has the board instead.
  */
@@ -35,23 +38,24 @@ struct entry {
 	int64_t result;
 };
 
-static void put(struct record *r, const void *data, size_t size)
+static void put(struct record *r, struct record_view *v, const void *data, size_t size)
 {
-	if (!r->failed && write(r->trace, data, size) != (ssize_t)size)
+	if (!r->failed && write(v->trace, data, size) != (ssize_t)size)
 		r->failed = errno ? errno : ENOSPC;
 }
 
-static void count_told(struct record *r)
+/* Another process may have written meanwhile. */
+static off_t go_to_end(const struct record_view *v)
 {
-	while (r->board && r->n_told < r->max_told && __atomic_load_n(&r->board[1 + r->n_told], __ATOMIC_ACQUIRE) != 0)
-		r->n_told++;
+	return lseek(v->trace, 0, SEEK_END);
 }
 
-static struct entry entry_of(struct record *r, uint32_t type, uint64_t number)
+static struct entry entry_of(struct record *r, const struct record_view *v, uint32_t type, uint64_t number)
 {
 	struct timespec t;
 
-	count_told(r);
+	while (v->board && r->n_told < v->max_told && __atomic_load_n(&v->board[1 + r->n_told], __ATOMIC_ACQUIRE) != 0)
+		r->n_told++;
 	clock_gettime(CLOCK_REALTIME, &t);
 	return (struct entry){
 		.type = type, .number = number, .nsec = t.tv_sec * 1000000000ULL + t.tv_nsec, .n_told = r->n_told
@@ -59,39 +63,39 @@ static struct entry entry_of(struct record *r, uint32_t type, uint64_t number)
 }
 
 /* Says what differs between the two offsets, and sees it from now on; how many pages. */
-static uint32_t compare(struct record *r, size_t from, size_t to)
+static uint32_t compare(struct record *r, struct record_view *v, size_t from, size_t to)
 {
 	uint32_t n = 0;
 
 	for (size_t at = from & ~(size_t)(PAGE - 1); at < to; at += PAGE) {
 		uint32_t page = at / PAGE;
 
-		if (memcmp(r->now + at, r->seen + at, PAGE) == 0)
+		if (memcmp(v->now + at, v->seen + at, PAGE) == 0)
 			continue;
 		n++;
-		memcpy(r->seen + at, r->now + at, PAGE);
-		put(r, &page, sizeof(page));
-		put(r, r->seen + at, PAGE);
+		memcpy(v->seen + at, v->now + at, PAGE);
+		put(r, v, &page, sizeof(page));
+		put(r, v, v->seen + at, PAGE);
 	}
 	return n;
 }
 
 /* Holes of the file have never been stored to. How many pages there are is known afterwards only. */
-static void put_changes(struct record *r, struct entry entry)
+static void put_changes(struct record *r, struct record_view *v, struct entry entry)
 {
-	off_t at = lseek(r->trace, 0, SEEK_END), data = 0, hole;
+	off_t at = go_to_end(v), data = 0, hole;
 
-	put(r, &entry, sizeof(entry));
-	while ((data = lseek(r->fd, data, SEEK_DATA)) >= 0) {
-		hole = lseek(r->fd, data, SEEK_HOLE);
-		entry.n_pages += compare(r, data, hole);
+	put(r, v, &entry, sizeof(entry));
+	while ((data = lseek(v->fd, data, SEEK_DATA)) >= 0) {
+		hole = lseek(v->fd, data, SEEK_HOLE);
+		entry.n_pages += compare(r, v, data, hole);
 		data = hole;
 	}
-	if (!r->failed && pwrite(r->trace, &entry, sizeof(entry), at) != sizeof(entry))
+	if (!r->failed && pwrite(v->trace, &entry, sizeof(entry), at) != sizeof(entry))
 		r->failed = errno;
 }
 
-static const char *find_board(struct record *r, const char *path)
+static const char *find_board(struct record_view *v, const char *path)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	struct stat st;
@@ -102,105 +106,167 @@ static const char *find_board(struct record *r, const char *path)
 		return "no such board";
 	while (pread(fd, &magic, sizeof(magic), at) == sizeof(magic) && magic != BOARD_MAGIC)
 		at += ALIGNMENT;
-	r->board = at < st.st_size ? mmap(NULL, BOARD_SIZE, PROT_READ, MAP_SHARED, fd, at) : MAP_FAILED;
+	v->board = at < st.st_size ? mmap(NULL, BOARD_SIZE, PROT_READ, MAP_SHARED, fd, at) : MAP_FAILED;
 	close(fd);
-	if (r->board == MAP_FAILED) {
-		r->board = NULL;
+	if (v->board == MAP_FAILED) {
+		v->board = NULL;
 		return "there is no board in that file";
 	}
-	r->max_told = BOARD_SIZE / sizeof(uint64_t) - 1;
+	v->max_told = BOARD_SIZE / sizeof(uint64_t) - 1;
 	return NULL;
 }
 
-static void forget(struct record *r)
+/* ---- one process's view ---- */
+
+static void forget(struct record_view *v)
 {
-	if (r->board)
-		munmap((void *)r->board, BOARD_SIZE);
-	if (r->now)
-		munmap((void *)r->now, r->size);
-	if (r->seen)
-		munmap(r->seen, r->size);
-	if (r->fd >= 0)
-		close(r->fd);
-	if (r->trace >= 0)
-		close(r->trace);
-	r->now = r->seen = NULL;
-	r->board = NULL;
-	r->fd = r->trace = -1;
-	r->n_told = r->failed = 0;
+	if (v->board)
+		munmap((void *)v->board, BOARD_SIZE);
+	if (v->now)
+		munmap((void *)v->now, v->size);
+	if (v->seen)
+		munmap(v->seen, v->size);
+	if (v->generation && v->fd >= 0)
+		close(v->fd);
+	if (v->generation && v->trace >= 0)
+		close(v->trace);
+	*v = (struct record_view){ 0 };
 }
 
-static const char *start(struct record *r, const char *backing, const char *trace, const char *board)
+static void *map_seen(const struct record *r, size_t size, int flags)
 {
-	const char *wrong;
+	char path[1040];
+	void *p;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s.seen", r->trace);
+	fd = open(path, O_RDWR | O_CLOEXEC | flags, 0644);
+	if (fd < 0 || ftruncate(fd, size) < 0)
+		return NULL;
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static const char *look(const struct record *r, struct record_view *v, int flags)
+{
 	struct stat st;
 
-	r->fd = open(backing, O_RDONLY | O_CLOEXEC);
-	r->trace = open(trace, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	if (r->fd < 0 || r->trace < 0 || fstat(r->fd, &st) < 0)
+	v->generation = r->generation;
+	v->fd = open(r->backing, O_RDONLY | O_CLOEXEC);
+	v->trace = open(r->trace, O_RDWR | O_CLOEXEC | flags, 0644);
+	if (v->fd < 0 || v->trace < 0 || fstat(v->fd, &st) < 0)
 		return "a file can't be opened";
-	r->size = st.st_size;
-	r->now = mmap(NULL, r->size, PROT_READ, MAP_SHARED, r->fd, 0);
-	r->seen = mmap(NULL, r->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (r->now == MAP_FAILED || r->seen == MAP_FAILED) {
-		r->now = r->seen = NULL;
+	v->size = st.st_size;
+	v->now = mmap(NULL, v->size, PROT_READ, MAP_SHARED, v->fd, 0);
+	v->seen = map_seen(r, v->size, flags);
+	if (v->now == MAP_FAILED || !v->seen) {
+		v->now = v->now == MAP_FAILED ? NULL : v->now;
 		return "no memory";
 	}
-	wrong = board[0] ? find_board(r, board) : NULL;
-	if (!wrong)
-		put_changes(r, entry_of(r, 'S', 0));
+	return r->board[0] ? find_board(v, r->board) : NULL;
+}
+
+/* Whether something is recorded, and this process sees it. */
+static bool sees(struct record *r, struct record_view *v)
+{
+	if (v->generation == r->generation)
+		return r->generation % 2 == 1;
+	forget(v);
+	if (r->generation % 2 == 0)
+		return false;
+	if (look(r, v, 0)) {
+		r->failed = EIO;
+		forget(v);
+		return false;
+	}
+	return true;
+}
+
+/* ---- a recording ---- */
+
+void record_init(struct record *r)
+{
+	pthread_mutexattr_t attributes;
+
+	pthread_mutexattr_init(&attributes);
+	pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&r->lock, &attributes);
+}
+
+static const char *start(struct record *r, struct record_view *v, const char *backing, const char *trace,
+			 const char *board)
+{
+	const char *wrong;
+
+	forget(v);
+	snprintf(r->backing, sizeof(r->backing), "%s", backing);
+	snprintf(r->trace, sizeof(r->trace), "%s", trace);
+	snprintf(r->board, sizeof(r->board), "%s", board);
+	r->n_told = r->failed = 0;
+	r->generation++;
+	wrong = look(r, v, O_CREAT | O_TRUNC);
+	if (!wrong) {
+		put_changes(r, v, entry_of(r, v, 'S', 0));
+		return NULL;
+	}
+	r->generation++;
+	forget(v);
 	return wrong;
 }
 
-const char *record_start(struct record *r, const char *backing, const char *trace, const char *board)
+const char *record_start(struct record *r, struct record_view *v, const char *backing, const char *trace,
+			 const char *board)
 {
 	const char *wrong = "something is recorded already";
 
 	pthread_mutex_lock(&r->lock);
-	if (r->trace < 0) {
-		wrong = start(r, backing, trace, board);
-		if (wrong)
-			forget(r);
-	}
+	if (r->generation % 2 == 0)
+		wrong = start(r, v, backing, trace, board);
 	pthread_mutex_unlock(&r->lock);
 	return wrong;
 }
 
-const char *record_stop(struct record *r)
+const char *record_stop(struct record *r, struct record_view *v)
 {
 	const char *wrong = "nothing is recorded";
+	char path[1040];
 
 	pthread_mutex_lock(&r->lock);
-	if (r->trace >= 0) {
-		struct entry told = entry_of(r, 'T', 0);
+	if (sees(r, v)) {
+		struct entry told = entry_of(r, v, 'T', 0);
 
-		put_changes(r, entry_of(r, 'L', 0));
-		put(r, &told, sizeof(told));
-		if (r->board)
-			put(r, r->board + 1, told.n_told * sizeof(uint64_t));
+		put_changes(r, v, entry_of(r, v, 'L', 0));
+		put(r, v, &told, sizeof(told));
+		if (v->board)
+			put(r, v, v->board + 1, told.n_told * sizeof(uint64_t));
+		snprintf(path, sizeof(path), "%s.seen", r->trace);
+		unlink(path);
+		r->generation++;
+		forget(v);
 		wrong = r->failed ? "the trace could not be written" : NULL;
-		forget(r);
 	}
 	pthread_mutex_unlock(&r->lock);
 	return wrong;
 }
 
-void record_begin(struct record *r, uint64_t number)
+void record_begin(struct record *r, struct record_view *v, uint64_t number)
 {
 	pthread_mutex_lock(&r->lock);
-	if (r->trace >= 0)
-		put_changes(r, entry_of(r, 'B', number));
+	if (sees(r, v))
+		put_changes(r, v, entry_of(r, v, 'B', number));
 	pthread_mutex_unlock(&r->lock);
 }
 
-void record_end(struct record *r, uint64_t number, int result)
+void record_end(struct record *r, struct record_view *v, uint64_t number, int result)
 {
 	pthread_mutex_lock(&r->lock);
-	if (r->trace >= 0) {
-		struct entry entry = entry_of(r, 'E', number);
+	if (sees(r, v)) {
+		struct entry entry = entry_of(r, v, 'E', number);
 
 		entry.result = result;
-		put(r, &entry, sizeof(entry));
+		go_to_end(v);
+		put(r, v, &entry, sizeof(entry));
 	}
 	pthread_mutex_unlock(&r->lock);
 }
