@@ -143,28 +143,35 @@ static int reply_durable(sd_bus_message *m, const struct request_result *result)
 	return r < 0 ? r : sd_bus_send(NULL, reply, NULL);
 }
 
-static void reply_answer(sd_bus_message *m, enum pmem_agent_answer answer, const char *detail)
+/* `r` is what came of a reply. Who gets none would wait for ever; when the agent ends the bus gives them an error. */
+static void call_replied(struct bus_call *call, int r)
+{
+	if (r < 0)
+		bus_lost(call->client->bus, r);
+	call_end(call);
+}
+
+static int reply_answer(sd_bus_message *m, enum pmem_agent_answer answer, const char *detail)
 {
 	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 
 	set_answer(&error, answer, detail);
-	sd_bus_reply_method_error(m, &error);
+	return sd_bus_reply_method_error(m, &error);
 }
 
 void bus_call_answer(struct bus_call *call, const struct request_result *result)
 {
-	/* A reply that can't be made leaves the caller with what it would have had without one: an error. */
-	if (result->answer != PMEM_AGENT_DURABLE)
-		reply_answer(call->message, result->answer, result->detail);
-	else if (reply_durable(call->message, result) < 0)
-		reply_answer(call->message, PMEM_AGENT_UNKNOWN, "the agent could not put its reply together");
-	call_end(call);
+	int r = result->answer == PMEM_AGENT_DURABLE ? reply_durable(call->message, result)
+						     : reply_answer(call->message, result->answer, result->detail);
+
+	if (r < 0 && result->answer == PMEM_AGENT_DURABLE)
+		r = reply_answer(call->message, PMEM_AGENT_UNKNOWN, "the agent could not put its reply together");
+	call_replied(call, r);
 }
 
 void bus_call_refuse(struct bus_call *call, enum pmem_agent_answer answer, const char *detail)
 {
-	reply_answer(call->message, answer, detail);
-	call_end(call);
+	call_replied(call, reply_answer(call->message, answer, detail));
 }
 
 static void on_request_done(const struct request_result *result, void *userdata)
@@ -195,19 +202,20 @@ static void call_refused(struct bus_call *call, int r, const char *detail)
 		bus_call_refuse(call, (enum pmem_agent_answer)r, detail);
 		return;
 	}
-	sd_bus_reply_method_errno(call->message, r, NULL);
-	call_end(call);
+	call_replied(call, sd_bus_reply_method_errno(call->message, r, NULL));
 }
 
 /* The flush has found room, and the ticket stands for it from now on, whoever leaves. */
 static void call_submitted(struct bus_call *call)
 {
 	char text[TICKET_TEXT_MAX];
+	int r;
 
 	ticket_format(&call->client->bus->tickets, &call->ticket->ticket, text);
-	if (sd_bus_reply_method_return(call->message, "s", text) >= 0)
+	r = sd_bus_reply_method_return(call->message, "s", text);
+	if (r >= 0)
 		call->ticket = NULL;
-	call_end(call);
+	call_replied(call, r);
 }
 
 static void call_authorize(struct bus_call *call);
@@ -379,8 +387,7 @@ static int call_acknowledge(struct bus_call *call, char detail[static MOUNT_DETA
 
 	if (r != 0)
 		return r;
-	sd_bus_reply_method_return(call->message, NULL);
-	call_end(call);
+	call_replied(call, sd_bus_reply_method_return(call->message, NULL));
 	return 0;
 }
 

@@ -114,6 +114,9 @@ struct bus {
 
 /* ---- bus.c ---- */
 
+/* The agent ends: it can't answer any more, and the bus tells all who wait. */
+int bus_lost(struct bus *b, int error);
+
 /* A callback of ours runs from here on: descriptors opened now are our own. */
 void bus_dispatched(struct bus *b);
 

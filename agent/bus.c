@@ -12,6 +12,7 @@
 
 #include "bus-private.h"
 #include "closer.h"
+#include "event.h"
 #include "log.h"
 
 #define BUS_TELL_USEC           (100 * USEC_PER_MSEC)
@@ -98,7 +99,7 @@ static int process_one(struct bus *b)
 
 /* ---- the connection ---- */
 
-static int lost_connection(struct bus *b, int error)
+int bus_lost(struct bus *b, int error)
 {
 	log_daemon(LOG_ERR, LOG_EVENT_NONE, "The connection to D-Bus is gone: %s", strerror(-error));
 	return sd_event_exit(manager_get_event(b->manager), error);
@@ -110,7 +111,7 @@ static int bus_process(struct bus *b)
 
 	for (unsigned int i = 0; r > 0 && i < BUS_MESSAGES_PER_WAKEUP && !closer_is_full(CLOSER_NOBODY); i++)
 		r = process_one(b);
-	return r < 0 ? lost_connection(b, r) : 0;
+	return r < 0 ? bus_lost(b, r) : 0;
 }
 
 static int on_io(sd_event_source *s, int fd, uint32_t revents, void *userdata)
@@ -131,7 +132,7 @@ static int on_prepare(sd_event_source *s, void *userdata)
 	int events = sd_bus_get_events(b->bus), r;
 
 	if (events < 0)
-		return lost_connection(b, events);
+		return bus_lost(b, events);
 	/* Messages that may bring more wait at the bus; the closer wakes the loop. */
 	if (closer_is_full(CLOSER_NOBODY)) {
 		sd_event_source_set_enabled(b->timeout_source, SD_EVENT_OFF);
@@ -198,7 +199,7 @@ static void tell_later(struct bus_region *br)
 	if (enabled != SD_EVENT_OFF)
 		return;
 	sd_event_source_set_time(b->tell_source, b->told_usec + BUS_TELL_USEC);
-	sd_event_source_set_enabled(b->tell_source, SD_EVENT_ONESHOT);
+	event_enable(b->tell_source, SD_EVENT_ONESHOT);
 }
 
 static void region_added(struct bus *b, struct manager_region *mr)
@@ -321,6 +322,9 @@ int bus_new(struct manager *m, struct bus **ret)
 	b->listener = (struct manager_listener){ .notify = on_event, .userdata = b };
 	manager_add_listener(m, &b->listener);
 	r = bus_set_up(b);
+	/* libsystemd 252 aborts where a bus is freed for which not all could be allocated. This process ends anyway. */
+	if (r == -ENOMEM)
+		b->bus = NULL;
 	if (r < 0)
 		return r;
 	*ret = b;

@@ -8,6 +8,7 @@
 #include <sys/un.h>
 
 #include "channel.h"
+#include "event.h"
 #include "line.h"
 
 #define READ_SIZE      4096
@@ -118,14 +119,14 @@ static void read_lines(struct channel *c)
 		if (c->connected)
 			take(c, data, (size_t)n);
 	}
-	sd_event_source_set_enabled(c->more_source, SD_EVENT_ONESHOT);
+	event_enable(c->more_source, SD_EVENT_ONESHOT);
 }
 
 static void retry_later(struct channel *c)
 {
 	c->gone = false;
 	sd_event_source_set_time_relative(c->retry_source, c->retry_usec);
-	sd_event_source_set_enabled(c->retry_source, SD_EVENT_ONESHOT);
+	event_enable(c->retry_source, SD_EVENT_ONESHOT);
 	c->retry_usec = 2 * c->retry_usec < RETRY_MAX_USEC ? 2 * c->retry_usec : RETRY_MAX_USEC;
 }
 

@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 
 #include "closer.h"
+#include "event.h"
 #include "util.h"
 
 #define TICK_USEC       USEC_PER_MSEC
@@ -368,7 +369,7 @@ static void take(int fd, struct user *u, struct group *g)
 	TAILQ_INSERT_TAIL(&u->waiting, e, entry);
 	u->n_foreign++;
 	n_foreign++;
-	sd_event_source_set_enabled(run_source, SD_EVENT_ONESHOT);
+	event_enable(run_source, SD_EVENT_ONESHOT);
 }
 
 void closer_close(int fd, uid_t uid)

@@ -3,6 +3,7 @@
 #include <sys/queue.h>
 
 #include "host-durable.h"
+#include "event.h"
 
 enum { FILESYSTEM, OTHER, N_KINDS };
 
@@ -62,7 +63,7 @@ static void set_timer(struct host_durables *all)
 			earliest = e->quiet_usec;
 	if (earliest != UINT64_MAX)
 		sd_event_source_set_time(all->timer, earliest);
-	sd_event_source_set_enabled(all->timer, earliest != UINT64_MAX ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
+	event_enable(all->timer, earliest != UINT64_MAX ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
 }
 
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "event.h"
 #include "log.h"
 #include "manager-private.h"
 
@@ -66,7 +67,7 @@ const char *manager_get_state_problem(const struct manager *m)
 static void set_timer(struct manager *m, uint64_t usec)
 {
 	sd_event_source_set_time_relative(m->memory.timer, usec);
-	sd_event_source_set_enabled(m->memory.timer, SD_EVENT_ONESHOT);
+	event_enable(m->memory.timer, SD_EVENT_ONESHOT);
 }
 
 /* Requests have waited long enough for what earlier boots recorded. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "event.h"
 #include "log.h"
 #include "manager-private.h"
 
@@ -175,7 +176,7 @@ static void begin_to_ask(struct manager_region *mr)
 	mr->host.waits = true;
 	mr->host.asked_usec = now_usec(CLOCK_MONOTONIC);
 	sd_event_source_set_time_relative(mr->host.timer, mr->manager->conf->stall_usec);
-	sd_event_source_set_enabled(mr->host.timer, SD_EVENT_ONESHOT);
+	event_enable(mr->host.timer, SD_EVENT_ONESHOT);
 	ask(mr);
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "event.h"
 #include "log.h"
 #include "manager-private.h"
 
@@ -17,7 +18,7 @@
 void round_kick(struct manager_region *mr)
 {
 	if (mr->run_source)
-		sd_event_source_set_enabled(mr->run_source, SD_EVENT_ONESHOT);
+		event_enable(mr->run_source, SD_EVENT_ONESHOT);
 }
 
 static struct flush_time now(void)
@@ -280,7 +281,7 @@ static void begin_round(struct manager_region *mr, uint64_t number)
 		request_part_begun(p->members[i].owner, p->members[i].call, !by_host);
 	__atomic_store_n(&mr->page->agent.handed, number, __ATOMIC_RELEASE);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
-	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_ONESHOT);
+	event_enable(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);
 }
 
@@ -313,7 +314,7 @@ static void set_wakeup(struct manager_region *mr)
 
 	if (usec != UINT64_MAX)
 		sd_event_source_set_time(mr->wakeup_source, usec);
-	sd_event_source_set_enabled(mr->wakeup_source, usec != UINT64_MAX ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
+	event_enable(mr->wakeup_source, usec != UINT64_MAX ? SD_EVENT_ONESHOT : SD_EVENT_OFF);
 }
 
 static int on_run(sd_event_source *source, void *userdata)

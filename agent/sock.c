@@ -13,6 +13,7 @@
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
 
+#include "event.h"
 #include "log.h"
 #include "sock-private.h"
 
@@ -56,7 +57,7 @@ static bool is_stopping(const struct sock *s)
 static void listen_again(struct sock *s)
 {
 	if (s->listen_source)
-		sd_event_source_set_enabled(s->listen_source, SD_EVENT_ON);
+		event_enable(s->listen_source, SD_EVENT_ON);
 }
 
 void sock_connection_gone(struct sock *s, struct sock_user *user)
@@ -104,7 +105,7 @@ static int add_connection(struct sock *s, int fd)
 void sock_retry_later(struct sock *s)
 {
 	sd_event_source_set_time_relative(s->retry_source, SOCK_RETRY_USEC);
-	sd_event_source_set_enabled(s->retry_source, SD_EVENT_ONESHOT);
+	event_enable(s->retry_source, SD_EVENT_ONESHOT);
 }
 
 /* Until a connection is closed, or for a while: whoever wants to connect waits in the kernel. */

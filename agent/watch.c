@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/sysmacros.h>
 
+#include "event.h"
 #include "log.h"
 #include "manager-private.h"
 #include "sysfs.h"
@@ -188,7 +189,7 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 void watch_resume(struct manager *m)
 {
 	if (m->watch.source)
-		sd_event_source_set_enabled(m->watch.source, SD_EVENT_ONESHOT);
+		event_enable(m->watch.source, SD_EVENT_ONESHOT);
 }
 
 static int on_settled(sd_event_source *source, uint64_t usec, void *userdata)
