@@ -17,17 +17,17 @@
 /* Takes `value` over. One that finds no room is gone: the host has to ask again. */
 void host_send_answer(struct host *h, const char *key, struct json_object *value, struct json_object *id)
 {
-	_cleanup_(json_putp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_putp) struct json_object *o = json_new_object();
 
-	json_object_object_add(o, key, value);
+	json_add(o, key, value);
 	if (id)
-		json_object_object_add(o, "id", json_object_get(id));
+		json_add(o, "id", json_object_get(id));
 	host_send(h, o);
 }
 
 void host_send_error(struct host *h, const char *class, const char *description, struct json_object *id)
 {
-	struct json_object *error = json_object_new_object();
+	struct json_object *error = json_new_object();
 
 	json_add_string(error, "class", class);
 	json_add_string(error, "desc", description);
@@ -132,7 +132,7 @@ static int read_features(struct json_object *features, bool *ret_flush, bool *re
 		else if (strcmp(json_object_get_string(name), "serve-confirm") == 0)
 			known = ret_confirm;
 		if (known && !*known)
-			json_object_array_add(accepted, json_object_get(name));
+			json_append(accepted, json_object_get(name));
 		if (known)
 			*known = true;
 	}
@@ -141,7 +141,7 @@ static int read_features(struct json_object *features, bool *ret_flush, bool *re
 
 static int command_negotiate(struct host *h, struct json_object *arguments, struct json_object *id)
 {
-	_cleanup_(json_putp) struct json_object *accepted = json_object_new_array();
+	_cleanup_(json_putp) struct json_object *accepted = json_new_array();
 	struct json_object *protocol = NULL, *features = NULL, *o;
 	bool flush = false, confirm = false;
 	uint64_t version = 1;
@@ -152,9 +152,9 @@ static int command_negotiate(struct host *h, struct json_object *arguments, stru
 	    (protocol && (!host_read_u64(protocol, &version) || version == 0)) ||
 	    (features && read_features(features, &flush, &confirm, accepted) < 0))
 		return -EINVAL;
-	o = json_object_new_object();
+	o = json_new_object();
 	json_add_u64(o, "protocol", version < HOST_PROTOCOL ? version : HOST_PROTOCOL);
-	json_object_object_add(o, "features", json_object_get(accepted));
+	json_add(o, "features", json_object_get(accepted));
 	host_send_answer(h, "return", o, id);
 	manager_host_offers(h->manager, flush, confirm);
 	return 0;
@@ -186,7 +186,7 @@ static int command_acknowledge(struct host *h, struct json_object *arguments, st
 	}
 	if (r < 0)
 		return r;
-	o = json_object_new_object();
+	o = json_new_object();
 	json_add_u64(o, "acknowledged", number);
 	host_send_answer(h, "return", o, id);
 	return 0;
@@ -247,10 +247,10 @@ static int command_flushed(struct host *h, struct json_object *arguments, struct
 	if (json_object_object_get_ex(arguments, "desc", &desc) &&
 	    (!json_object_is_type(desc, json_type_string) || json_object_get_string_len(desc) > HOST_MAX_DESC))
 		return -EINVAL;
-	o = json_object_new_object();
-	json_object_object_add(o, "current",
-			       json_object_new_boolean(manager_host_flushed(mr, number, (int)error,
-									    desc ? json_object_get_string(desc) : "")));
+	o = json_new_object();
+	json_add(o, "current",
+		 json_object_new_boolean(
+		     manager_host_flushed(mr, number, (int)error, desc ? json_object_get_string(desc) : "")));
 	host_send_answer(h, "return", o, id);
 	return 0;
 }
@@ -275,10 +275,10 @@ static int command_new_instance(struct host *h, struct json_object *arguments, s
 	host_forget_flushes(h, "a new instance has begun, so nobody can tell");
 	log_daemon(LOG_NOTICE, LOG_EVENT_HOST, "the host says that this is a new instance: epochs so far are void");
 	sd_id128_to_string(manager_get_instance(h->manager), text);
-	data = json_object_new_object();
+	data = json_new_object();
 	json_add_string(data, "instance", text);
 	host_send_event(h, "NEW_INSTANCE", data);
-	o = json_object_new_object();
+	o = json_new_object();
 	json_add_string(o, "instance", text);
 	host_send_answer(h, "return", o, id);
 	return 0;
@@ -322,7 +322,7 @@ static void run(struct host *h, const struct command *c, struct json_object *arg
 
 void host_run_command(struct host *h, struct json_object *o)
 {
-	_cleanup_(json_putp) struct json_object *none = json_object_new_object();
+	_cleanup_(json_putp) struct json_object *none = json_new_object();
 	struct json_object *name = NULL, *arguments = NULL, *id = NULL;
 	char text[256] = "known commands:";
 
@@ -330,7 +330,7 @@ void host_run_command(struct host *h, struct json_object *o)
 	json_object_object_get_ex(o, "id", &id);
 	if (!json_object_object_get_ex(o, "arguments", &arguments))
 		arguments = none;
-	if (strlen(json_object_to_json_string_ext(id, JSON_C_TO_STRING_PLAIN)) > HOST_MAX_ID) {
+	if (strlen(json_text(id, 0)) > HOST_MAX_ID) {
 		snprintf(text, sizeof(text), "the id is longer than %d bytes", HOST_MAX_ID);
 		host_send_error(h, "GenericError", text, NULL);
 		return;

@@ -8,23 +8,23 @@
 
 static void add_timestamp(struct json_object *o)
 {
-	struct json_object *stamp = json_object_new_object();
+	struct json_object *stamp = json_new_object();
 	uint64_t now = now_usec(CLOCK_REALTIME);
 
 	json_add_u64(stamp, "seconds", now / USEC_PER_SEC);
 	json_add_u64(stamp, "microseconds", now % USEC_PER_SEC);
-	json_object_object_add(o, "timestamp", stamp);
+	json_add(o, "timestamp", stamp);
 }
 
 /* An event that finds no room is counted, and all after it, until the host can be told the state. */
 int host_send_event(struct host *h, const char *name, struct json_object *data)
 {
-	_cleanup_(json_putp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_putp) struct json_object *o = json_new_object();
 	int r = h->missed > 0 ? -ENOBUFS : 0;
 
 	json_add_u64(data, "sequence", ++h->sequence);
 	json_add_string(o, "event", name);
-	json_object_object_add(o, "data", data);
+	json_add(o, "data", data);
 	add_timestamp(o);
 	if (r == 0)
 		r = host_send(h, o);
@@ -40,9 +40,9 @@ void host_send_missed(struct host *h)
 
 	if (missed == 0)
 		return;
-	data = json_object_new_object();
+	data = json_new_object();
 	json_add_u64(data, "count", missed);
-	json_object_object_add(data, "regions", json_describe_regions(h->manager));
+	json_add(data, "regions", json_describe_regions(h->manager));
 	h->missed = 0;
 	host_send_event(h, "MISSED", data);
 	if (h->missed > 0)

@@ -76,8 +76,7 @@ static void end(struct host_flush *f, const char *key, struct json_object *answe
 	take_off(f);
 	f->key = key;
 	f->answer = answer;
-	if (!lasting || !f->arguments ||
-	    strlen(json_object_to_json_string_ext(answer, JSON_C_TO_STRING_PLAIN)) > HOST_MAX_ANSWER) {
+	if (!lasting || !f->arguments || strlen(json_text(answer, 0)) > HOST_MAX_ANSWER) {
 		command_free(f);
 		return;
 	}
@@ -95,7 +94,7 @@ static void end(struct host_flush *f, const char *key, struct json_object *answe
 static void end_refused(struct host_flush *f, enum pmem_agent_answer answer, const char *detail)
 {
 	const struct answer *a = answer_get(answer);
-	struct json_object *error = json_object_new_object();
+	struct json_object *error = json_new_object();
 
 	json_add_string(error, "class", a->name);
 	json_add_string(error, "desc", detail[0] ? detail : a->meaning);
@@ -104,9 +103,9 @@ static void end_refused(struct host_flush *f, enum pmem_agent_answer answer, con
 
 static void end_durable(struct host_flush *f)
 {
-	struct json_object *o = json_object_new_object();
+	struct json_object *o = json_new_object();
 
-	json_object_object_add(o, "regions", json_object_get(f->regions));
+	json_add(o, "regions", json_object_get(f->regions));
 	json_add_string(o, "scope", f->scope);
 	json_add_string(o, "basis", f->basis);
 	json_add_u64(o, "durable-usec", f->durable_usec);
@@ -142,7 +141,7 @@ static void on_flushed(const struct request_result *result, void *userdata)
 		struct json_object *o = json_name_region(result->epochs[i].region);
 
 		json_add_u64(o, "epoch", result->epochs[i].epoch);
-		json_object_array_add(f->regions, o);
+		json_append(f->regions, o);
 	}
 	f->scope = flush_scope_to_string(result->scope);
 	f->basis = manager_weaker_basis(result->basis, f->basis);
@@ -258,7 +257,7 @@ static struct host_flush *command_new(struct host *h, unsigned int n_parts, stru
 	f->host = h;
 	f->id = json_object_get(id);
 	f->arguments = id ? strdup(arguments) : NULL;
-	f->regions = json_object_new_array();
+	f->regions = json_new_array();
 	TAILQ_INSERT_TAIL(&h->flushes, f, entry);
 	h->n_flushes++;
 	return f;
@@ -291,7 +290,7 @@ static bool answer_again(struct host *h, struct json_object *id, const char *arg
 	if (json_object_deep_copy(f->answer, &again, NULL) < 0)
 		return false;
 	if (strcmp(f->key, "return") == 0)
-		json_object_object_add(again, "repeated", json_object_new_boolean(true));
+		json_add(again, "repeated", json_object_new_boolean(true));
 	host_send_answer(h, f->key, again, id);
 	return true;
 }
@@ -347,7 +346,7 @@ int host_command_flush(struct host *h, struct json_object *arguments, struct jso
 		return -EINVAL;
 	/* What the command is, however often it comes. */
 	json_object_object_del(arguments, "retry");
-	text = json_object_to_json_string_ext(arguments, JSON_C_TO_STRING_PLAIN);
+	text = json_text(arguments, 0);
 	if (a.retry && answer_again(h, id, text))
 		return 0;
 	return begin(h, &a, id, text);

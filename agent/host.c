@@ -8,20 +8,20 @@
 
 struct json_object *host_describe(const struct host *h)
 {
-	struct json_object *o = json_object_new_object(), *features = json_object_new_array();
+	struct json_object *o = json_new_object(), *features = json_new_array();
 	char id[SD_ID128_STRING_MAX];
 
 	json_add_string(o, "version", PMEM_AGENT_VERSION);
-	json_object_object_add(o, "protocol", json_object_new_int(HOST_PROTOCOL));
-	json_object_array_add(features, json_object_new_string("serve-flush"));
-	json_object_array_add(features, json_object_new_string("serve-confirm"));
-	json_object_object_add(o, "features", features);
+	json_add(o, "protocol", json_object_new_int(HOST_PROTOCOL));
+	json_append(features, json_object_new_string("serve-flush"));
+	json_append(features, json_object_new_string("serve-confirm"));
+	json_add(o, "features", features);
 	json_add_string(o, "boot-id", sd_id128_to_string(manager_get_boot_id(h->manager), id));
 	json_add_string(o, "instance", sd_id128_to_string(manager_get_instance(h->manager), id));
 	json_add_string(o, "basis", manager_get_basis(h->manager));
 	json_add_u64(o, "sequence", h->sequence);
 	json_add_u64(o, "missed", h->missed);
-	json_object_object_add(o, "regions", json_describe_regions(h->manager));
+	json_add(o, "regions", json_describe_regions(h->manager));
 	return o;
 }
 
@@ -29,16 +29,15 @@ int host_send(struct host *h, struct json_object *o)
 {
 	if (!h->channel)
 		return -ENOTCONN;
-	return channel_send(h->channel,
-			    json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+	return channel_send(h->channel, json_text(o, JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 static void greet(struct host *h)
 {
-	_cleanup_(json_putp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_putp) struct json_object *o = json_new_object();
 
 	h->complained = false;
-	json_object_object_add(o, "pmem-agent", host_describe(h));
+	json_add(o, "pmem-agent", host_describe(h));
 	if (host_send(h, o) == 0)
 		h->missed = 0;
 }
@@ -77,8 +76,7 @@ static void on_line(struct channel *c, char *line, size_t size, void *userdata)
 	struct host *h = userdata;
 	_cleanup_(json_putp) struct json_object *o = NULL;
 
-	json_tokener_reset(h->tokener);
-	o = json_tokener_parse_ex(h->tokener, line, (int)size + 1);
+	o = json_parse(h->tokener, line, size + 1);
 	if (json_object_is_type(o, json_type_object))
 		host_run_command(h, o);
 	else
@@ -131,11 +129,11 @@ void host_open(struct host *h)
 
 void host_shutdown(struct host *h, bool clean)
 {
-	struct json_object *data = json_object_new_object();
+	struct json_object *data = json_new_object();
 
 	host_durables_tell(h->durables, NULL);
-	json_object_object_add(data, "clean", json_object_new_boolean(clean));
-	json_object_object_add(data, "regions", json_describe_regions(h->manager));
+	json_add(data, "clean", json_object_new_boolean(clean));
+	json_add(data, "regions", json_describe_regions(h->manager));
 	host_send_event(h, "SHUTDOWN", data);
 }
 
