@@ -56,9 +56,9 @@ sources := $(filter-out $(foreach m,$(mains),$(main-$(m))),$(wildcard agent/*.c)
 without-pmem2 = $(if $(filter no,$(PMEM2)),$(foreach f,$(1),$(if $(findstring pmem2,$(notdir $(f))),,$(f))),$(1))
 tests := $(call without-pmem2,$(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c)))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
-clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/bench-flush.c))
+clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/kill-*.c selftest/bench-flush.c))
 
-test-libraries := $(patsubst %,$(build)/%.so,bench-slow bench-dax preload-fail)
+test-libraries := $(patsubst %,$(build)/%.so,bench-slow bench-dax preload-fail oom)
 
 objects := $(sources:%.c=$(build)/%.o)
 preload-objects := $(patsubst %.c,$(build)/%.o,$(wildcard lib/preload*.c))
@@ -135,9 +135,13 @@ $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -o $@ $^
 
 # As an application would be linked.
+$(build)/load-cut: $(build)/libpmem-agent-pmem2.a
+$(build)/load-cut: client-modules = libsystemd libpmem2
+$(build)/bench-flush: client-modules = libsystemd
 $(clients:%=$(build)/%): $(build)/%: $(build)/selftest/%.o $(build)/libpmem-agent.a
 	$(say) LD $@
-	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $^ $(if $(findstring bench,$@)$(findstring load-cut,$@),$(shell $(PKG_CONFIG) --libs libsystemd))
+	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) $(sort $(filter %.a,$^)) \
+		$(if $(client-modules),$(shell $(PKG_CONFIG) --libs $(client-modules)))
 
 # As the manual says, with the shared libraries.
 $(examples:$(build)/example-%=$(build)/lib/examples/%.o): cflags += -I$(build)/include
@@ -277,7 +281,7 @@ check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
 	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-preload test-preload-fail pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
-	$(Q)$(run-tests) unit asan tsan valgrind sim machine prove guest
+	$(Q)$(run-tests) unit asan tsan valgrind oom sim machine prove guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
 soak: $(build)/sim-flush
@@ -316,9 +320,10 @@ bench: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)selftest/bench --build-dir $(build)
 
-# Power is cut at every moment of some fifty runs, on three kernels.
+# Power is cut at every moment of many runs, on three kernels; and each allocation fails in turn.
 prove: deps
 	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)selftest/out-of-memory $(build)
 	$(Q)selftest/prove/prove --build-dir $(build)
 
 # What test-recorded compares with; look at the differences before they are committed.
@@ -353,7 +358,7 @@ make soak                  the flush engine through 10^9 random events, a few mi
 make hostile               a host, and a guest, that mean the other side no good, a minute each
 make check-long            databases and others under pmemctl run, for half an hour; libvirt; a writer beside host flushes
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
-make prove                 the durability campaign: power is cut at every moment, on three kernels; half an hour
+make prove                 the durability campaign: power is cut at every moment, on three kernels; an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make golden                write selftest/sysfs/*.list and *.doctor anew, see test-recorded
 make deps                  install what building and testing need (apt-get)

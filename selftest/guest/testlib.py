@@ -17,6 +17,7 @@ import judge
 ORIGIN_ROUND, ORIGIN_WITNESS = 1, 2  # of agent/flush.h
 _checks = _failed = 0
 
+PAGE, PAGE_AT = struct.Struct("=I20xQQ24x16sQQ36xI"), 288    # see lib/wire.h
 Page = collections.namedtuple("Page", "worker started done instance loss acknowledged loss_origin")
 
 
@@ -64,10 +65,16 @@ def region_property(name):
 
 # ---- the agent ----
 
+def read_pages():
+    """Of all regions, see lib/wire.h."""
+    for path in glob.glob("/run/pmem-agent/*.page"):
+        with open(path, "rb") as f:
+            yield Page._make(PAGE.unpack_from(f.read(), PAGE_AT))
+
+
 def read_page():
-    """The page of the only region, see lib/wire.h."""
-    with open(glob.glob("/run/pmem-agent/*.page")[0], "rb") as f:
-        return Page._make(struct.unpack_from("=I20xQQ24x16sQQ36xI", f.read(), 288))
+    """The page of the only region."""
+    return next(read_pages())
 
 
 def agent_pid():
