@@ -4,40 +4,65 @@
 A flush makes durable what the memory held when it began, once it has succeeded. If it fails, the host takes those pages
 for clean: they are lost until somebody stores there again. Any of what had been stored, and was not durable yet, may
 be on the disk all the same.
+
+Power goes for all regions at once. So the traces of several, taken by the same clock and with the same board, are one.
 """
 
 import collections
+import itertools
 import mmap
 import struct
 
 PAGE = 4096
+OF_REGION = 1 << 32     # pages of the second region are numbered from here, and so on
 ENTRY = struct.Struct("=IIQQQq")
-Event = collections.namedtuple("Event", "type number nsec told result pages")
+Event = collections.namedtuple("Event", "type region number nsec told result pages")
 Interval = collections.namedtuple("Interval", "index image told_from told_to durable leaks")
 
 
-class Trace:
-    """The events of one trace; `told` are the promises, in the order they were made."""
+def read_trace(data, region):
+    """(events, promises) of one trace."""
+    events, at = [], 0
+    while at < len(data):
+        kind, n_pages, number, nsec, told, result = ENTRY.unpack_from(data, at)
+        at += ENTRY.size
+        if chr(kind) == "T":
+            return events, struct.unpack_from(f"={told}Q", data, at)
+        pages = {}
+        for _ in range(n_pages):
+            pages[region * OF_REGION + struct.unpack_from("=I", data, at)[0]] = (region, at + 4)
+            at += 4 + PAGE
+        events.append(Event(chr(kind), region, number, nsec, told, result, pages))
+    return events, ()
 
-    def __init__(self, path):
-        with open(path, "rb") as f:
-            self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        self.events, self.told = [], ()
-        at = 0
-        while at < len(self.data):
-            kind, n_pages, number, nsec, told, result = ENTRY.unpack_from(self.data, at)
-            at += ENTRY.size
-            if chr(kind) == "T":
-                self.told = struct.unpack_from(f"={told}Q", self.data, at)
-                break
-            pages = {}
-            for _ in range(n_pages):
-                pages[struct.unpack_from("=I", self.data, at)[0]] = at + 4
-                at += 4 + PAGE
-            self.events.append(Event(chr(kind), number, nsec, told, result, pages))
+
+class Trace:
+    """The events of the traces; `told` are the promises, in the order they were made."""
+
+    def __init__(self, *paths):
+        self.data, self.told, all_events = [], (), []
+        for region, path in enumerate(paths):
+            with open(path, "rb") as f:
+                self.data.append(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            events, told = read_trace(self.data[-1], region)
+            all_events += events
+            self.told = max(self.told, told, key=len)
+        # They begin and end one after the other, with nothing under way.
+        ends = {kind: [e for e in all_events if e.type == kind] for kind in "SL"}
+        events = [together(ends["S"]), *sorted((e for e in all_events if e.type in "BE"), key=lambda e: e.nsec),
+                  together(ends["L"])]
+        # Each process counts before it reads the clock: what another has seen by then was there too.
+        told = itertools.accumulate((e.told for e in events), max)
+        self.events = [e._replace(told=n) for e, n in zip(events, told)]
 
     def page(self, reference):
-        return self.data[reference:reference + PAGE]
+        region, at = reference
+        return self.data[region][at:at + PAGE]
+
+
+def together(events):
+    return events[0]._replace(pages={page: ref for e in events for page, ref in e.pages.items()},
+                              told=max(e.told for e in events), nsec=max(e.nsec for e in events))
 
 
 class Disk:
@@ -51,10 +76,11 @@ class Disk:
         self.dirty.update(event.pages)
         for page in event.pages:
             self.lost.pop(page, None)
-        self.open[event.number] = dict(self.dirty)
+        self.open[event.region, event.number] = {page: ref for page, ref in self.dirty.items()
+                                                 if page // OF_REGION == event.region}
 
     def end(self, event):
-        took = self.open.pop(event.number, {})
+        took = self.open.pop((event.region, event.number), {})
         if event.result == 0:
             new = {page: ref for page, ref in took.items() if self.durable.get(page) != ref}
             self.durable.update(new)
@@ -78,9 +104,8 @@ def drop(pages, taken):
             del pages[page]
 
 
-def intervals(trace):
+def intervals(events):
     """The time between each two events: what is durable then, what may have leaked, and what was promised meanwhile."""
-    events = trace.events
     disk = Disk(events[0].pages)
     for i, event in enumerate(events[:-1]):
         disk.step(event)

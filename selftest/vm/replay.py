@@ -8,7 +8,7 @@ import random
 import struct
 
 import crash
-from control import Usage, verb
+from control import Served, Usage, verb
 from util import VmError
 
 PUNCH_HOLE = 3      # and keep the size
@@ -34,6 +34,16 @@ async def record_stop(session, words):
     await session.faults.send("record", words[0])
 
 
+@verb("serve record start", "NAME REGION [BOARD_REGION]", "the same of the flushes of `pmemctl serve`")
+async def serve_record_start(session, words):
+    await record_start(Served(session), words)
+
+
+@verb("serve record stop", "REGION", "that is all")
+async def serve_record_stop(session, words):
+    await record_stop(Served(session), words)
+
+
 def is_commit(data):
     """The record by which ext4's journal says that a transaction is whole."""
     return struct.unpack_from(">II", data) == (0xc03b3998, 2)
@@ -56,6 +66,9 @@ def choose(trace, interval, variant):
     return {page: ref for page, ref in chosen.items() if not is_commit(trace.page(ref))}
 
 
+TRIES = 60      # looks at images, to make one violation shorter
+
+
 class Replay:
     """The cut points that were chosen of a trace, one after the other."""
 
@@ -66,24 +79,23 @@ class Replay:
         for turn in range(2 * number):
             turns.setdefault(choice.randrange(len(self.trace.events) - 1), []).append(turn)
         known, cuts = set(), []
-        for row in crash.intervals(self.trace):
+        for row in crash.intervals(self.trace.events):
             for turn in turns.get(row.index, ()):
                 variant = ("none", "all", f"{seed}.{turn}", f"{seed}.{turn}")[turn % 4]
                 leaked = choose(self.trace, row, variant)
                 key = row.image, row.told_to, frozenset(leaked.items())
                 if key not in known:
                     known.add(key)
-                    cuts.append((row._replace(durable=dict(row.durable)), variant, leaked))
+                    cuts.append((row._replace(durable=dict(row.durable)), leaked))
         choice.shuffle(cuts)
         del cuts[number:]
-        self.n_images = len({(row.image, frozenset(leaked.items())) for row, _, leaked in cuts})
+        self.n_images = len({(row.image, frozenset(leaked.items())) for row, leaked in cuts})
         self.cuts = iter(cuts)
+        self.current = self.shrinking = None
 
-    def write_next(self, path):
-        """Its description, or None if there are no more."""
-        row, variant, leaked = next(self.cuts, (None, None, None))
-        if row is None:
-            return None
+    def write(self, path, row, leaked):
+        """The file becomes what that cut leaves; its description."""
+        self.current = row, leaked
         fd = os.open(path, os.O_WRONLY)
         try:
             size = os.fstat(fd).st_size
@@ -93,9 +105,65 @@ class Replay:
                 os.pwrite(fd, self.trace.page(reference), page * crash.PAGE)
         finally:
             os.close(fd)
-        event = self.trace.events[row.index]
-        return {"told": row.told_to, "image": row.image, "variant": variant, "leaked": len(leaked),
-                "after": f"{event.type}{event.number}"}
+        return {"told": row.told_to, "image": row.image, "index": row.index, "leaked": len(leaked)}
+
+    def write_next(self, path):
+        """The same, or None if there are no more."""
+        row, leaked = next(self.cuts, (None, None))
+        self.shrinking = None
+        return self.write(path, row, leaked) if row else None
+
+    def interval(self, index):
+        return next(row for row in crash.intervals(self.trace.events) if row.index == index)
+
+    def candidates(self, row, leaked):
+        """Yields cuts that might be broken too, and is sent whether they are; returns the shortest that is."""
+        if leaked and (yield row, {}):
+            leaked = {}
+        first, last = 0, row.index      # the earliest that is broken: with nothing promised none is
+        while first < last:
+            middle = self.interval((first + last) // 2)
+            kept = {page: middle.leaks[page] for page in leaked if page in middle.leaks}
+            if (yield middle, kept):
+                row, leaked, last = middle, kept, middle.index
+            else:
+                first = middle.index + 1
+        parts = 2                       # and the pages that must have leaked
+        while len(leaked) > 1 and parts <= len(leaked):
+            pages = sorted(leaked)
+            for i in range(parts):
+                without = {page: leaked[page] for page in pages if page not in pages[i::parts]}
+                if (yield row, without):
+                    leaked, parts = without, max(2, parts - 1)
+                    break
+            else:
+                parts = 2 * parts if parts < len(leaked) else len(leaked) + 1
+        return row, leaked
+
+    def shrink(self, path, broken):
+        """The next cut to look at, or what all came to; `broken`: what the one before was, None at first."""
+        try:
+            if self.shrinking is None:
+                self.best, self.tries = self.current, 0
+                self.shrinking = self.candidates(*self.current)
+                broken = None
+            elif broken:
+                self.best = self.current
+            self.tries += 1
+            if self.tries > TRIES:
+                raise StopIteration
+            return self.write(path, *self.shrinking.send(broken))
+        except StopIteration:
+            self.shrinking = None
+            return {**self.write(path, *self.best), "shrunk": self.tries, "pages": sorted(self.best[1])[:8],
+                    "history": self.history(self.best[0].index)}
+
+    def history(self, index, n=8):
+        began = self.trace.events[0].nsec
+        what = {"B": "flush {} begins, {} pages are new", "E": "flush {} ends: {}", "S": "it begins"}
+        return [f"{(e.nsec - began) / 1e9:.4f} s, {e.told} promises: "
+                + what[e.type].format(e.number, e.result if e.type == "E" else len(e.pages))
+                for e in self.trace.events[max(0, index + 1 - n):index + 1]]
 
 
 @verb("replay start", "NAME NUMBER SEED", "choose so many cut points of NAME.trace; prints how many images they have")
@@ -115,3 +183,13 @@ async def replay_next(session, words):
         raise VmError("nothing is replayed")
     cut = session.replay.write_next(region.backing)
     return json.dumps(cut) + "\n" if cut else ""
+
+
+@verb("replay shrink", "REGION [broken|whole]", "the same, of cuts that might show what the last one showed, and are shorter")
+async def replay_shrink(session, words):
+    if not 1 <= len(words) <= 2:
+        raise Usage("which region?")
+    region = session.region(words[0])
+    if not getattr(session, "replay", None):
+        raise VmError("nothing is replayed")
+    return json.dumps(session.replay.shrink(region.backing, words[1:] == ["broken"])) + "\n"
