@@ -2,17 +2,19 @@
 /*
  * load-cut: writers that note each promise they are given where the host sees it, for power to be cut at any moment
  *
- * usage: load-cut BOARD STORE FLUSH TARGET LANES PROMISES SECONDS
+ * usage: load-cut BOARD STORE FLUSH TARGET [p]LANES PROMISES SECONDS
  *        load-cut BOARD clear | note KIND SLOT SEQUENCE | init TARGET SLOTS | verify DIRECTORY PROMISES
- *        load-cut BOARD put TARGET SLOT SEQUENCE
+ *        load-cut BOARD put TARGET SLOT SEQUENCE | ask TARGET SLOT SEQUENCE
  *
  * BOARD is device-dax memory (or any file): a word of magic, then one word a promise, in the order they were given.
  * STORE says what is stored: direct (a page of TARGET, by O_DIRECT), map (the same through a mapping), fresh (a page at
  * the end of a file of the lane's own below TARGET), meta (names, sizes and modes of such files). FLUSH says who makes
- * it durable: the agent with scope region, file or data, bus (D-Bus, region), or fsync, fdatasync, msync, which
- * `pmemctl run` makes the agent's. Each lane is a thread with slots of its own. It ends after so many promises in all,
- * or so many seconds; `verify` looks for the first so many in what is left of the files. A loss is acknowledged when no
- * lane has anything under way, and everything is stored anew.
+ * it durable: the agent with scope region, file or data, bus (D-Bus, region), persist (libpmem-agent-pmem2), host (the
+ * host demands it: `pmemctl --host flush`), or fsync, fdatasync, msync, which `pmemctl run` makes the agent's. Each
+ * lane is a thread, or with a p before their number a process, with slots of its own. `ask` has a region flushed, and
+ * notes the promise if it is given. It ends after so many promises in all, or so many seconds; `verify` looks for the
+ * first so many in what is left of the files. A loss is acknowledged when no lane has anything under way, and
+ * everything is stored anew.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,13 +26,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <systemd/sd-bus.h>
 
 #include "agent/util.h"
-#include "lib/pmem-agent.h"
+#include "lib/pmem-agent-pmem2.h"
 
 #define BOARD_MAGIC     0x6472616f42747543ULL
 #define BOARD_SIZE      (2UL << 20)
+#define DAX_ALIGNMENT   (2UL << 20)
 #define PAGE            4096UL
 #define SECTOR          512
 #define SLOTS           8 /* of a lane */
@@ -47,8 +51,17 @@ static uint64_t *board;
 static const char *target;
 static uint64_t wanted, until;
 static unsigned int n_lanes;
-static _Atomic uint64_t n_promises, n_refused, n_losses;
-static _Atomic int last_error;
+static bool processes;
+
+/* Of all lanes, whatever they are. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned int n_busy;
+	bool lost;
+	_Atomic uint64_t n_promises, n_refused, n_losses;
+	_Atomic int last_error;
+} * all;
 
 struct lane {
 	pthread_t thread;
@@ -56,6 +69,8 @@ struct lane {
 	uint64_t sequence;
 	int fd, directory, other;
 	char *map;
+	struct pmem2_map *pmem2;
+	struct pmem_agent_map *agent_map;
 	struct pmem_agent *agent;
 	sd_bus *bus;
 	char *page;
@@ -90,12 +105,12 @@ static bool board_note(enum kind kind, uint64_t slot, uint64_t sequence)
 {
 	uint64_t value = 1ULL << 63 | (uint64_t)kind << 56 | slot << 32 | sequence;
 
-	for (uint64_t i = n_promises; i < BOARD_SIZE / sizeof(*board) - 1; i++) {
+	for (uint64_t i = all->n_promises; i < BOARD_SIZE / sizeof(*board) - 1; i++) {
 		uint64_t none = 0;
 
 		if (__atomic_compare_exchange_n(&board[1 + i], &none, value, false, __ATOMIC_SEQ_CST,
 						__ATOMIC_SEQ_CST)) {
-			n_promises = i + 1;
+			all->n_promises = i + 1;
 			return true;
 		}
 	}
@@ -252,6 +267,26 @@ static int flush_bus(struct lane *l)
 	return r < 0 ? r : 0;
 }
 
+/* As a process of the host asks for it; what it names is a region or a mount point. */
+static int flush_host(struct lane *l)
+{
+	const char *what = strncmp(target, "/dev/", 5) == 0 ? "region0" : target;
+	char command[160];
+	int status;
+
+	snprintf(command, sizeof(command), "vm pmemctl flush %.*s >/dev/null 2>&1", 1 + (int)strcspn(what + 1, "/"),
+		 what);
+	status = system(command);
+	if (status == 0)
+		return 0;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 3 ? -EIO : -EAGAIN;
+}
+
+static int flush_persist(struct lane *l)
+{
+	return pmem_agent_persist(l->agent_map, l->map + l->offset, PAGE);
+}
+
 static int flush_fsync(struct lane *l)
 {
 	return fsync(l->flushed) < 0 ? -errno : 0;
@@ -271,8 +306,9 @@ static const struct {
 	const char *name;
 	int (*flush)(struct lane *);
 } flushes[] = {
-	{ "region", flush_region }, { "file", flush_file },           { "data", flush_data },   { "bus", flush_bus },
-	{ "fsync", flush_fsync },   { "fdatasync", flush_fdatasync }, { "msync", flush_msync },
+	{ "region", flush_region }, { "file", flush_file },       { "data", flush_data },
+	{ "bus", flush_bus },       { "fsync", flush_fsync },     { "fdatasync", flush_fdatasync },
+	{ "msync", flush_msync },   { "persist", flush_persist }, { "host", flush_host },
 };
 
 static int (*flush)(struct lane *);
@@ -291,14 +327,9 @@ static int (*store)(struct lane *);
 
 /* ---- losses: nobody acknowledges one with a store under way that it may have taken ---- */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static unsigned int n_busy;
-static bool lost;
-
 static bool enough(void)
 {
-	return n_promises >= wanted || now_usec(CLOCK_MONOTONIC) >= until;
+	return all->n_promises >= wanted || now_usec(CLOCK_MONOTONIC) >= until;
 }
 
 static void acknowledge(void)
@@ -314,9 +345,12 @@ static void acknowledge(void)
 			if (fd < 0 || read(fd, &page, sizeof(page)) != sizeof(page) ||
 			    page.agent.loss <= page.agent.acknowledged)
 				continue;
-			n_losses++;
+			all->n_losses++;
+			/* Whose page it is it doesn't say; a region without a loss of that number refuses. */
 			snprintf(command, sizeof(command),
-				 "pmemctl acknowledge region0 --loss=%" PRIu64 " >/dev/null 2>&1", page.agent.loss);
+				 "for i in 0 3 4; do pmemctl acknowledge region$i --loss=%" PRIu64
+				 " && s=0; done >/dev/null 2>&1; exit ${s-1}",
+				 page.agent.loss);
 			if (system(command) != 0)
 				poll(NULL, 0, REST_MSEC);
 		}
@@ -326,27 +360,27 @@ static void acknowledge(void)
 
 static void enter(void)
 {
-	pthread_mutex_lock(&lock);
-	while (lost) {
-		if (n_busy > 0) {
-			pthread_cond_wait(&changed, &lock);
+	pthread_mutex_lock(&all->lock);
+	while (all->lost) {
+		if (all->n_busy > 0) {
+			pthread_cond_wait(&all->changed, &all->lock);
 			continue;
 		}
 		acknowledge();
-		lost = false;
-		pthread_cond_broadcast(&changed);
+		all->lost = false;
+		pthread_cond_broadcast(&all->changed);
 	}
-	n_busy++;
-	pthread_mutex_unlock(&lock);
+	all->n_busy++;
+	pthread_mutex_unlock(&all->lock);
 }
 
 static void leave(int r)
 {
-	pthread_mutex_lock(&lock);
-	n_busy--;
-	lost |= r == -EIO;
-	pthread_cond_broadcast(&changed);
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_lock(&all->lock);
+	all->n_busy--;
+	all->lost |= r == -EIO;
+	pthread_cond_broadcast(&all->changed);
+	pthread_mutex_unlock(&all->lock);
 }
 
 /* ---- lanes ---- */
@@ -360,10 +394,10 @@ static void hesitate(void)
 	end.tv_nsec += HESITATION_MSEC * 1000000L;
 	end.tv_sec += end.tv_nsec / 1000000000;
 	end.tv_nsec %= 1000000000;
-	pthread_mutex_lock(&lock);
-	while (!lost && pthread_cond_timedwait(&changed, &lock, &end) == 0)
+	pthread_mutex_lock(&all->lock);
+	while (!all->lost && pthread_cond_timedwait(&all->changed, &all->lock, &end) == 0)
 		;
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&all->lock);
 }
 
 static void *run_lane(void *userdata)
@@ -389,12 +423,48 @@ static void *run_lane(void *userdata)
 			room = board_note(l->kind, l->slot, l->sequence);
 		leave(r);
 		if (r < 0) {
-			n_refused++;
-			last_error = -r;
+			all->n_refused++;
+			all->last_error = -r;
 			poll(NULL, 0, REST_MSEC);
 		}
 	}
 	return NULL;
+}
+
+/* Device-dax is mapped in whole pieces, and never read or written. */
+static int map_slots(int fd, unsigned int n, char **ret)
+{
+	struct stat st;
+	size_t size = n * PAGE;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (S_ISCHR(st.st_mode))
+		size = (size + DAX_ALIGNMENT - 1) & ~(DAX_ALIGNMENT - 1);
+	*ret = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	return *ret == MAP_FAILED ? -errno : 0;
+}
+
+static int map_by_pmem2(struct lane *l)
+{
+	struct pmem2_config *config;
+	struct pmem2_source *source;
+	int r = pmem2_config_new(&config) < 0 || pmem2_source_from_fd(&source, l->fd) < 0 ? -EIO : 0;
+
+	if (r == 0 && (pmem2_config_set_required_store_granularity(config, PMEM2_GRANULARITY_PAGE) < 0 ||
+		       pmem2_map_new(&l->pmem2, config, source) < 0))
+		r = -EIO;
+	if (r == 0)
+		r = pmem_agent_connect(NULL, &l->agent);
+	if (r == 0)
+		r = pmem_agent_map_new(l->agent, l->fd, l->pmem2, 0, &l->agent_map);
+	if (r < 0) {
+		fprintf(stderr, "load-cut: pmem2: %s, %s\n", strerror(-r), pmem2_errormsg());
+		errno = -r;
+		return r;
+	}
+	l->map = pmem2_map_get_address(l->pmem2);
+	return 0;
 }
 
 static int lane_open(struct lane *l)
@@ -410,8 +480,7 @@ static int lane_open(struct lane *l)
 		return -errno;
 	if (store != store_map)
 		return 0;
-	l->map = mmap(NULL, (l->number + 1) * SLOTS * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
-	if (l->map == MAP_FAILED)
+	if (flush == flush_persist ? map_by_pmem2(l) < 0 : map_slots(l->fd, (l->number + 1) * SLOTS, &l->map) < 0)
 		return -errno;
 	/* What an earlier run has stored there has lower numbers. */
 	for (unsigned int i = 0; i < SLOTS; i++) {
@@ -426,8 +495,16 @@ static int lane_open(struct lane *l)
 static int write_slots(const char *path, unsigned int n)
 {
 	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-	char page[PAGE];
+	char page[PAGE], *map;
+	struct stat st;
 
+	if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode)) {
+		if (map_slots(fd, n, &map) < 0)
+			return 1;
+		for (unsigned int i = 0; i < n; i++)
+			fill_page(map + i * PAGE, i, 0);
+		return 0;
+	}
 	for (unsigned int i = 0; i < n; i++) {
 		fill_page(page, i, 0);
 		if (pwrite(fd, page, PAGE, (off_t)(i * PAGE)) != PAGE)
@@ -514,6 +591,15 @@ static int put(const char *path, unsigned int slot, uint64_t sequence)
 	return pwrite(fd, page, PAGE, (off_t)(slot * PAGE)) != PAGE;
 }
 
+static int ask(const char *path, unsigned int slot, uint64_t sequence)
+{
+	struct lane l = { .flushed = open(path, O_RDWR | O_CLOEXEC) };
+	int r = flush_region(&l);
+
+	printf("%s\n", r == 0 ? "durable" : strerrorname_np(-r));
+	return r == 0 && !board_note(KIND_SLOT, slot, sequence);
+}
+
 static int run_command(int argc, char **argv)
 {
 	if (argc == 3 && strcmp(argv[2], "clear") == 0)
@@ -526,17 +612,57 @@ static int run_command(int argc, char **argv)
 		return verify(argv[3], strtoull(argv[4], NULL, 10));
 	else if (argc == 6 && strcmp(argv[2], "put") == 0)
 		return put(argv[3], (unsigned int)atoi(argv[4]), strtoull(argv[5], NULL, 10));
+	else if (argc == 6 && strcmp(argv[2], "ask") == 0)
+		return ask(argv[3], (unsigned int)atoi(argv[4]), strtoull(argv[5], NULL, 10));
 	else
 		return 2;
 	return 0;
 }
 
-static int run(void)
+static int share(void)
 {
-	static struct lane lanes[MAX_LANES];
+	pthread_mutexattr_t lock;
+	pthread_condattr_t changed;
 
+	all = mmap(NULL, sizeof(*all), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (all == MAP_FAILED)
+		return -errno;
+	pthread_mutexattr_init(&lock);
+	pthread_mutexattr_setpshared(&lock, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&all->lock, &lock);
+	pthread_condattr_init(&changed);
+	pthread_condattr_setpshared(&changed, PTHREAD_PROCESS_SHARED);
+	pthread_cond_init(&all->changed, &changed);
+	return 0;
+}
+
+/* It opens what it uses by itself, as programs that know nothing of each other do. */
+static void run_process(struct lane *l)
+{
+	if (fork() != 0)
+		return;
+	if (lane_open(l) < 0) {
+		perror(target);
+		_exit(1);
+	}
+	run_lane(l);
+	_exit(0);
+}
+
+static int run_processes(struct lane *lanes)
+{
+	int status, r = 0;
+
+	for (unsigned int i = 0; i < n_lanes; i++)
+		run_process(&lanes[i]);
+	while (wait(&status) > 0)
+		r |= status != 0;
+	return r;
+}
+
+static int run_threads(struct lane *lanes)
+{
 	for (unsigned int i = 0; i < n_lanes; i++) {
-		lanes[i].number = i;
 		if (lane_open(&lanes[i]) < 0) {
 			perror(target);
 			return 1;
@@ -547,15 +673,28 @@ static int run(void)
 			return 1;
 	for (unsigned int i = 0; i < n_lanes; i++)
 		pthread_join(lanes[i].thread, NULL);
-	printf("%" PRIu64 " promises, %" PRIu64 " refused, %" PRIu64 " losses, last error: %s\n", n_promises, n_refused,
-	       n_losses, strerrordesc_np(last_error));
 	return 0;
+}
+
+static int run(void)
+{
+	static struct lane lanes[MAX_LANES];
+	int r;
+
+	for (unsigned int i = 0; i < n_lanes; i++)
+		lanes[i].number = i;
+	r = processes ? run_processes(lanes) : run_threads(lanes);
+	printf("%" PRIu64 " promises, %" PRIu64 " refused, %" PRIu64 " losses, last error: %s\n", all->n_promises,
+	       all->n_refused, all->n_losses, strerrordesc_np(all->last_error));
+	return r;
 }
 
 int main(int argc, char **argv)
 {
 	int r = argc > 2 ? board_open(argv[1]) : -EINVAL;
 
+	if (r == 0)
+		r = share();
 	if (r < 0) {
 		fprintf(stderr, "load-cut: %s\n", strerror(-r));
 		return 2;
@@ -568,7 +707,8 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < ARRAY_SIZE(flushes); i++)
 		if (strcmp(flushes[i].name, argv[3]) == 0)
 			flush = flushes[i].flush;
-	n_lanes = (unsigned int)atoi(argv[5]);
+	processes = argv[5][0] == 'p';
+	n_lanes = (unsigned int)atoi(argv[5] + processes);
 	if (!store || !flush || n_lanes < 1 || n_lanes > MAX_LANES)
 		return 2;
 	target = argv[4];

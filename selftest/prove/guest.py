@@ -4,7 +4,8 @@
 
 usage: guest.py SEED ROW...        see rows.py
 
-r0 is what is written to, r1 the board (device-dax), r2 gets the images of cut points, to be mounted and looked at.
+r0 is what is written to (or what the row says), r1 the board (device-dax), r2 gets the images of cut points, to be mounted
+and looked at.
 Fixed pages need no mount: what is durable of them the host judges by itself, when all is over.
 """
 
@@ -19,12 +20,18 @@ import threading
 sys.path[:0] = ["/root/guest", os.path.dirname(os.path.realpath(__file__))]
 
 import rows  # noqa: E402
-from testlib import agent_pid, comment, forgive_restarts, kill, run, vm, wait_until  # noqa: E402
+from testlib import agent_pid, forgive_restarts, kill, read_pages, run, vm, wait_until  # noqa: E402
 
 BOARD, DEVICE, MOUNT, IMAGE = "/dev/dax1.0", "/dev/pmem0", "/mnt", "/check"
-LOAD = "/root/load-cut"
+STRIPED = "/dev/mapper/striped"
+LOAD, KILL_AT = "/root/load-cut", "/root/kill-at"
 AGENT = "/usr/sbin/pmem-agent"
 LIMIT = 60  # seconds, of one load
+
+
+def page_of_r0():
+    """Of the pages the one whose region has been flushed most: those of the board and of the images are not."""
+    return max(read_pages(), key=lambda page: page.started)
 
 
 def must(*command):
@@ -44,20 +51,15 @@ def use_agent(path):
     must("systemctl", "start", "pmem-agent.socket", "pmem-agent.service")
 
 
-def worker_pid():
-    """Of region0."""
-    children = run("pgrep", "-P", str(agent_pid())).stdout.split()
-    return int(children[0]) if children else 0
-
-
 # ---- what happens meanwhile ----
 
 class Fault(threading.Thread):
     """Does something again and again until the load has ended; counts how often."""
 
-    def __init__(self, name, choice):
+    def __init__(self, row, choice):
         super().__init__(daemon=True)
-        self.action, self.choice = getattr(self, name.replace("-", "_")), choice
+        self.action, self.choice = getattr(self, row.fault.replace("-", "_")), choice
+        self.regions, self.whose = row.where.split(), flushes_of(row)
         self.ended, self.n, self.error = threading.Event(), 0, None
 
     def run(self):
@@ -71,14 +73,15 @@ class Fault(threading.Thread):
     def end(self):
         self.ended.set()
         self.join()
-        vm("fsync", "fail", "off", "r0")
-        vm("fsync", "hang", "off", "r0")
-        run("vm", "fsync", "release", "r0")
+        for region in self.regions:
+            vm(*self.whose, "fsync", "fail", "off", region)
+            vm(*self.whose, "fsync", "hang", "off", region)
+            run("vm", *self.whose, "fsync", "release", region)
         if self.error:
             raise OSError(f"the fault ended: {self.error}")
 
     def fail(self):
-        vm("fsync", "fail", str(self.choice.randint(1, 12)), "r0")
+        vm(*self.whose, "fsync", "fail", str(self.choice.randint(1, 12)), self.choice.choice(self.regions))
 
     def stolen(self):
         """The error is taken by a program that flushes the same device."""
@@ -110,14 +113,17 @@ class Fault(threading.Thread):
 
     def kill_worker(self):
         with contextlib.suppress(ProcessLookupError):
-            if worker_pid():
-                kill(worker_pid())
+            if agent_pid() and page_of_r0().worker:
+                kill(page_of_r0().worker)
 
     def orphan(self):
-        """The agent is killed while a flush hangs, and the error comes when the next one is there."""
+        """The agent is killed while a flush hangs, and the error comes when the next one is there and has been asked."""
         vm("fsync", "hang", "1", "r0")
         if subprocess.run(["timeout", "5", "vm", "fsync", "wait-hung", "r0"], stdout=subprocess.DEVNULL).returncode == 0:
+            before = page_of_r0().instance
             self.kill_agent()
+            if not wait_until(30, lambda: page_of_r0().instance != before):
+                raise TimeoutError("no agent comes after the one that was killed")
             self.ended.wait(0.5)
             run("vm", "fsync", "release", "fail", "r0")
 
@@ -154,34 +160,43 @@ class Fault(threading.Thread):
             vm("region", "add", "virtio-pmem:16M")
 
 
-def settle():
-    """What has been lost is acknowledged, and region0 can be flushed again."""
-    status = "busctl get-property io.pmem.Agent1 /io/pmem/Agent1/region/region0 io.pmem.Agent1.Region Loss | cut -d' ' -f2"
-
-    def flushed():
-        if run("pmemctl", "flush", "region0").returncode == 0:
+def settle(where):
+    """What has been lost is acknowledged, and the regions can be flushed again."""
+    def flushed(region):
+        if run("pmemctl", "flush", region).returncode == 0:
             return True
-        run("sh", "-c", f"pmemctl acknowledge region0 --loss=$({status})")
+        loss = run("busctl", "get-property", "io.pmem.Agent1", f"/io/pmem/Agent1/region/{region}", "io.pmem.Agent1.Region",
+                   "Loss").stdout.split()
+        run("pmemctl", "acknowledge", region, f"--loss={loss[-1] if loss else 0}")
         return False
 
-    if not wait_until(30, flushed):
-        raise TimeoutError("region0 can't be flushed any more")
+    for region in where.split():
+        if not wait_until(30, lambda name="region" + region[1:]: flushed(name)):
+            raise TimeoutError(f"{region} can't be flushed any more")
 
 
 # ---- loads ----
 
+def flushes_of(row):
+    """Whose flushes reach the host: QEMU's, or those of pmemctl serve."""
+    return ["serve"] if row.where == rows.DEVDAX else []
+
+
 @contextlib.contextmanager
-def recorded(name, region="r0"):
+def recorded(row):
+    """One trace for each region: NAME, NAME.1 ..."""
     must(LOAD, BOARD, "clear")
-    vm("record", "start", name, region, "r1")
+    regions = row.where.split()
+    for i, region in enumerate(regions):
+        vm(*flushes_of(row), "record", "start", row.name + (f".{i}" if i else ""), region, "r1")
     try:
         yield
     finally:
-        vm("record", "stop", region)
+        for region in regions:
+            vm(*flushes_of(row), "record", "stop", region)
 
 
-def make_filesystem(kind, device=DEVICE):
-    run("umount", MOUNT)
+def make_filesystem(kind, device):
     if kind == "xfs":
         must("mkfs.xfs", "-q", "-f", "-m", "reflink=0", device)
     else:
@@ -189,11 +204,26 @@ def make_filesystem(kind, device=DEVICE):
     must("mount", "-o", "dax=always", device, MOUNT)
 
 
+def device_of(row):
+    """As LVM would have it mapped, where it is a volume."""
+    if row.where != rows.STRIPED:
+        return vm("dev", row.where)
+    devices = [vm("dev", region) for region in row.where.split()]
+    size = sum(int(must("blockdev", "--getsz", device)) for device in devices)
+    must("dmsetup", "create", "striped", "--uuid", "LVM-prove", "--table",
+         f"0 {size} striped 2 128 " + " ".join(f"{device} 0" for device in devices))
+    return STRIPED
+
+
+def clean_up():
+    run("umount", MOUNT)
+    run("dmsetup", "remove", "striped")
+
+
 def prepare(row):
     """The target of the load."""
-    device = vm("dev", row.region)
-    run("umount", MOUNT)
-    if not row.images:
+    device = device_of(row)
+    if not row.images and row.where != rows.DEVDAX:
         # Pages of earlier rows would be taken for slots of this one.
         run("dd", "if=/dev/zero", f"of={device}", "bs=1M", "oflag=direct")
     if not row.filesystem:
@@ -206,28 +236,95 @@ def prepare(row):
     return f"{MOUNT}/slots"
 
 
+@contextlib.contextmanager
+def served(row):
+    """What only the host flushes, or demands, needs pmemctl serve there."""
+    if row.where != rows.DEVDAX and row.flush != "host":
+        yield
+        return
+    vm("serve", "start")
+    try:
+        settle(row.where)
+        yield
+    finally:
+        vm("serve", "stop")
+        vm("host", "connect")
+
+
 def command_of(row, target, seconds):
     if row.store == "program":
         words = ["/usr/bin/python3", "/root/prove/programs.py", row.flush, MOUNT, BOARD, str(row.promises)]
     else:
-        words = [LOAD, BOARD, row.store, row.flush, target, str(row.lanes), str(row.promises), str(seconds)]
+        words = [LOAD, BOARD, row.store, row.flush, target, f"{'p' if row.processes else ''}{row.lanes}",
+                 str(row.promises), str(seconds)]
     return ["pmemctl", "run", "--", *words] if row.preload else words
 
 
-def orphaned(target, turns):
-    """What an agent would do that began a flush beside one in flight: a flush takes a page along and hangs, who asked
-    for it is killed, somebody else flushes; then the first one fails, which nobody is told."""
-    for turn in range(1, turns + 1):
-        must(LOAD, BOARD, "put", target, "0", str(turn))
+def orphaned(row, target):
+    """A flush takes a page along and hangs, and the agent is killed. Who asks the next one for the same page, which then is
+    lost with the first flush, is not to be told that it is durable."""
+    for turn in range(1, row.promises + 1):
+        settle(row.where)
+        must(LOAD, BOARD, "put", target, "0", str(2 * turn - 1))
+        must(LOAD, BOARD, "ask", target, "0", str(2 * turn - 1))
+        must(LOAD, BOARD, "put", target, "0", str(2 * turn))
         vm("fsync", "hang", "1", "r0")
-        first = subprocess.Popen(["sync", target])
-        must("timeout", "20", "vm", "fsync", "wait-hung", "r0")
-        first.kill()
-        second = subprocess.Popen(["sh", "-c", f"sync {target} && {LOAD} {BOARD} note 0 0 {turn}"])
+        first = subprocess.Popen(["pmemctl", "flush", "region0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        must("timeout", "60", "vm", "fsync", "wait-hung", "r0")
+        kill(agent_pid())
+        must("systemctl", "start", "pmem-agent.socket", "pmem-agent.service")
+        second = subprocess.Popen(["sh", "-c", f"pmemctl flush region0 && {LOAD} {BOARD} note 0 0 {2 * turn}"],
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        threading.Event().wait(1)       # it has asked by then, most likely
         vm("fsync", "release", "fail", "r0")
-        first.wait(20)
-        second.wait(20)
-    return f"{turns} turns"
+        first.wait(LIMIT)
+        second.wait(LIMIT)
+    return f"{row.promises} turns", row.promises
+
+
+def kill_in_step(row, target, step):
+    """A page is stored, flushed for, and the agent or its worker killed at its Nth step from now on; then somebody asks
+    again, without storing it anew. Whether it has come that far, and the last answer."""
+    def put_and_ask(number):
+        must(LOAD, BOARD, "put", target, slot, str(number))
+        return lambda: must(LOAD, BOARD, "ask", target, slot, str(number)).strip()
+
+    slot = str(step % 8)
+    put_and_ask(2 * step - 1)()
+    ask = put_and_ask(2 * step)
+    if row.fault:
+        vm("fsync", "fail", "1", "r0")
+    pid = agent_pid() if row.flush == "agent" else page_of_r0().worker
+    with subprocess.Popen([KILL_AT, str(pid), str(step)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as killer:
+        said = killer.stdout.readline()
+        if said != "ready\n":
+            raise OSError(f"kill-at does not follow {pid}: {said}")
+        answers = [ask()]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killer.wait(1)      # what it still does after it has answered
+        killer.terminate()
+        how = killer.stdout.read().strip()
+    if row.fault:
+        vm("fsync", "fail", "off", "r0")
+    if row.flush == "agent":
+        forgive_restarts()
+        must("systemctl", "start", "pmem-agent.socket", "pmem-agent.service")
+    answers.append(ask())
+    print(f"# {row.name} {step}: {how}; {', '.join(answers)}", flush=True)
+    return how.startswith("killed"), answers[-1]
+
+
+def kill_in_steps(row, target):
+    step, killed = 0, True
+    while killed:
+        step += 1
+        killed, answer = kill_in_step(row, target, step)
+        if answer != "durable":
+            settle(row.where)
+    if step < 10:
+        raise OSError(f"a round of {step} steps")
+    return f"{step - 1} steps", step - 1
 
 
 def do_load(row, choice):
@@ -235,12 +332,14 @@ def do_load(row, choice):
     target = prepare(row)
     if row.delay:
         vm("fsync", "delay", str(row.delay), "r0")
-    with recorded(row.name, row.region):
-        fault = Fault(row.fault, choice) if row.fault else None
+    with recorded(row):
+        if row.store == "steps":
+            return kill_in_steps(row, target)
+        if row.store == "orphan":
+            return orphaned(row, target)
+        fault = Fault(row, choice) if row.fault else None
         if fault:
             fault.start()
-        if row.store == "orphan":
-            return orphaned(target, row.promises), row.promises
         done = run(*command_of(row, target, row.seconds or LIMIT))
         if fault:
             fault.end()
@@ -269,9 +368,18 @@ def look_at(row, cut):
         must("umount", IMAGE)
 
 
+def shrink(row, wrong):
+    """A cut that shows the same, as early as there is one and with as little leaked."""
+    lines, feedback = wrong.splitlines(), []
+    while "shrunk" not in (cut := json.loads(vm("replay", "shrink", "r2", *feedback))):
+        found = look_at(row, cut)
+        feedback = ["broken" if found else "whole"]
+        lines = found.splitlines() or lines
+    return {**cut, "wrong": (look_at(row, cut).splitlines() or lines)[:4]}
+
+
 def look_at_all(row, seed):
     os.makedirs(IMAGE, exist_ok=True)
-    run("umount", MOUNT)
     n_images = int(vm("replay", "start", row.name, str(row.images), str(seed)))
     n, promises, violations = 0, 0, []
     while line := vm("replay", "next", "r2"):
@@ -280,7 +388,7 @@ def look_at_all(row, seed):
         promises += cut["told"]
         wrong = look_at(row, cut)
         if wrong:
-            violations.append({**cut, "wrong": wrong.splitlines()[:6]})
+            violations.append(cut if violations else shrink(row, wrong))
             if row.control:
                 break
     return {"points": n, "images": n_images, "checked": promises, "violations": violations}
@@ -290,14 +398,18 @@ def do_row(row, seed):
     choice = random.Random(f"{seed} {row.name}")
     if row.agent:
         use_agent(f"/root/controls/{row.agent}")
-    said, faults = do_load(row, choice)
-    result = {"row": row.name, "faults": faults, "said": said}
-    if row.images:
-        result.update(look_at_all(row, seed))
-    if row.agent:
-        use_agent(None)
-    print("ROW " + json.dumps(result), flush=True)
-    settle()
+    with served(row):
+        try:
+            said, faults = do_load(row, choice)
+            result = {"row": row.name, "faults": faults, "said": said}
+        finally:
+            clean_up()
+        if row.images:
+            result.update(look_at_all(row, seed))
+        if row.agent:
+            use_agent(None)
+        print("ROW " + json.dumps(result), flush=True)
+        settle(row.where)
 
 
 def main():

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs that know nothing of the agent: SQLite with its own recovery, and a shell script with pmemctl flush.
+"""Programs that know nothing of the agent: SQLite and LMDB with their own recovery, and a shell script with pmemctl flush.
 
-usage: programs.py sqlite|shell|verify-sqlite|verify-shell DIRECTORY BOARD PROMISES
+usage: programs.py [verify-]sqlite|lmdb|shell DIRECTORY BOARD PROMISES
 
 The board is that of load-cut: a promise is one word, the number of the row or of the turn.
 """
@@ -46,6 +46,44 @@ def sqlite(directory, board, n):
     # In order it would checkpoint; power is cut before.
     sys.stdout.flush()
     os._exit(0)
+
+
+LMDB_SIZE = 4 << 20
+
+
+def text_of(number):
+    return f"value {number} ".encode() * 40
+
+
+def lmdb(directory, board, n):
+    """It stores through its mapping, and has that made durable by msync."""
+    import lmdb as library
+    db = library.open(os.path.join(directory, "lmdb"), map_size=LMDB_SIZE, writemap=True)
+    for i in range(1, n + 1):
+        with db.begin(write=True) as transaction:
+            transaction.put(b"%06d" % i, text_of(i))
+        board.note(i)
+    print(f"{n} promises")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def verify_lmdb(directory, board, n):
+    import lmdb as library
+    newest, values, wrong = board.newest(n), {}, ""
+    with tempfile.TemporaryDirectory() as copy:
+        if newest:
+            shutil.copy(os.path.join(directory, "lmdb", "data.mdb"), copy)
+        try:
+            with library.open(copy, map_size=LMDB_SIZE) as db, db.begin() as transaction:
+                values = {int(key): bytes(value) for key, value in transaction.cursor()}
+        except library.Error as e:
+            wrong = str(e)
+    missing = [i for i in range(1, newest + 1) if values.get(i) != text_of(i)]
+    broken = [i for i, value in values.items() if value != text_of(i)]
+    if wrong or missing or broken:
+        print(f"{wrong}; values {missing[:10]} of {newest} are gone, {broken[:10]} are broken")
+    return bool(wrong or missing or broken)
 
 
 def verify_sqlite(directory, board, n):
@@ -98,7 +136,8 @@ def verify_shell(directory, board, n):
 
 def main():
     _, what, directory, board, n = sys.argv
-    functions = {"sqlite": sqlite, "shell": shell, "verify-sqlite": verify_sqlite, "verify-shell": verify_shell}
+    functions = {"sqlite": sqlite, "lmdb": lmdb, "shell": shell, "verify-sqlite": verify_sqlite,
+                 "verify-lmdb": verify_lmdb, "verify-shell": verify_shell}
     return functions[what](directory, Board(board), int(n))
 
 
