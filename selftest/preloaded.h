@@ -253,12 +253,15 @@ static inline int do_words(const char *path, char **words)
 
 /* ---- the agent, as the page shows it ---- */
 
+/* For who writes there too: an agent that has just started writes what earlier boots lost. */
 static inline struct pmem_agent_page *map_page(void)
 {
 	_cleanup_close_ int fd = open(page_path, O_RDWR | O_CLOEXEC);
-	void *page = mmap(NULL, PMEM_AGENT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	struct pmem_agent_page *page = mmap(NULL, PMEM_AGENT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
 	assert_true(page != MAP_FAILED);
+	while (!__atomic_load_n(&page->agent.recalled, __ATOMIC_ACQUIRE))
+		sched_yield();
 	return page;
 }
 
