@@ -280,7 +280,7 @@ check-fast: tests
 check: deps
 	$(Q)$(MAKE) --no-print-directory tests
 	$(Q)$(asan) tests
-	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-preload test-preload-fail pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
+	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-group test-preload test-preload-fail pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
 	$(Q)$(run-tests) unit asan tsan valgrind sim machine prove guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
