@@ -357,9 +357,14 @@ static struct entry *find_checked(const struct mount_cache *c, const struct targ
 uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target)
 {
 	const struct entry *e = find_checked(c, target);
-	_cleanup_close_ int fd = e ? -1 : open_messages(target);
+	uint64_t count = e ? read_number(e->messages) : 0;
+	_cleanup_close_ int fd = -1;
 
-	return read_number(e ? e->messages : fd);
+	if (count != 0)
+		return count;
+	/* What was opened before it was unmounted, and mounted again, can't be read any more. */
+	fd = open_messages(target);
+	return read_number(fd);
 }
 
 uint64_t mount_cache_get_alive(const struct mount_cache *c, const struct target *target)
