@@ -211,6 +211,7 @@ static void test_memory(void **state)
 /* Changed and changed back: the table of mounts and the options say the same as before. */
 static void test_remounted_in_between(void **state)
 {
+	char path[256];
 	char detail[MOUNT_DETAIL_MAX];
 	uint64_t before;
 	struct target t;
@@ -238,7 +239,15 @@ static void test_remounted_in_between(void **state)
 	assert_int_equal(mount_cache_get_alive(checked, &t), before);
 	put("7\n", "sys/fs/ext4/pmem0/msg_count");
 	assert_int_not_equal(mount_cache_count(checked, &t), before);
+	/* Unmounted and mounted again: what is kept open has no number any more, and the new file has. */
+	put("", "sys/fs/ext4/pmem0/msg_count");
+	snprintf(path, sizeof(path), "%s/sys/fs/ext4/pmem0/msg_count", root);
+	assert_int_equal(unlink(path), 0);
+	put("7\n", "sys/fs/ext4/pmem0/msg_count");
+	before = mount_cache_count(checked, &t);
+	assert_int_not_equal(before, 0);
 	mount_cache_forget(checked);
+	assert_int_equal(mount_cache_count(checked, &t), before);
 	mount_cache_set_alive(checked, &t, before);
 	assert_int_equal(mount_cache_get_alive(checked, &t), 0);
 }
