@@ -5,8 +5,9 @@
 The flood comes from more clients than one user may have connections, each with one of 64 files, and the queue is small
 enough that one user's quarter of it is less than those connections. Measured with the flood and without, by turns.
 
-A wait is counted in rounds, by a clock that goes on by one whenever a round is told of, and evenly in between: this is
-what the queue answers for, however slow the machine is. A request that comes just after a round has begun waits for two.
+A wait is counted in the rounds that end in it, its own included: this is what the queue answers for, however slow the
+machine is. A request that comes after a round has begun waits for two. In time it is reported only: there it depends on
+who gets this machine's CPUs, too, and when.
 """
 
 import bisect
@@ -21,7 +22,7 @@ from testlib import Load, check, comment, finish, region_property, run, vm
 FLOODER, OTHER, CLIENTS, FLOOD, FILES, TURNS, SECONDS = 1001, 1002, 8, 300, 64, 2, 5
 DEPTH, CONF = 256, "/etc/pmem-agent.conf"
 QUOTA = 1 + (DEPTH - 1) // 4
-MAX_ROUNDS = 2.5
+MAX_ROUNDS = 2
 DELAY = 100000  # of a flush: to wake a hundred clients takes 20 ms in a guest without KVM
 
 
@@ -33,26 +34,30 @@ class Clock:
     """Of rounds: each ends when the first client is told of it."""
 
     def __init__(self, answers):
-        ends = {}
+        self.end_of = {}
         for _, ended, _, epoch in answers:
             if epoch:
-                ends[epoch] = min(ended, ends.get(epoch, ended))
-        self.ends = sorted(ends.values())
-
-    def knows(self, usec):
-        return self.ends[0] <= usec < self.ends[-1]
-
-    def read(self, usec):
-        i = bisect.bisect_right(self.ends, usec)
-        return i + (usec - self.ends[i - 1]) / (self.ends[i] - self.ends[i - 1])
+                self.end_of[epoch] = min(ended, self.end_of.get(epoch, ended))
+        self.ends = sorted(self.end_of.values())
 
     def mean(self):
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
+    def rounds(self, row):
+        """That ended while it waited, its own included."""
+        begun, _, _, epoch = row
+        return bisect.bisect_right(self.ends, self.end_of[epoch]) - bisect.bisect_right(self.ends, begun)
+
+    def late(self, row):
+        """How long after the first of its round it was told, in rounds."""
+        _, ended, _, epoch = row
+        return (ended - self.end_of[epoch]) / self.mean()
+
 
 def measure(files, flood):
     """(answers of the other, of the flooder, requests that wait), all of one time."""
-    flooder = Load(FLOOD, "file-data", *files, uid=FLOODER) if flood else None
+    # With what CPUs the other and the agent leave it: how those are shared out is the kernel's.
+    flooder = Load(FLOOD, "file-data", *files, uid=FLOODER, nice=19) if flood else None
     other = Load(CLIENTS, "region", files[0], uid=OTHER)
     other.wait_for("durable", 2)
     if flood:
@@ -67,13 +72,14 @@ def measure(files, flood):
 
 
 def report(name, answers, theirs):
-    """How long each waited, in rounds."""
+    """How many rounds each waited for."""
     clock = Clock(answers + theirs)
-    took = [ended - begun for begun, ended, _, _ in answers]
-    waits = [clock.read(row[1]) - clock.read(row[0]) for row in answers if clock.knows(row[0]) and clock.knows(row[1])]
+    took, late = [row[1] - row[0] for row in answers], [clock.late(row) for row in answers]
+    waits = [clock.rounds(row) for row in answers if row[0] >= clock.ends[0]]
     comment(f"{name}: {len(took)} answers, median {statistics.median(took) / 1000:.1f} ms, p99 "
-            f"{percentile(took, 0.99) / 1000:.1f} ms, a round every {clock.mean() / 1000:.1f} ms; "
-            f"in rounds: median {statistics.median(waits):.2f}, p99 {percentile(waits, 0.99):.2f}")
+            f"{percentile(took, 0.99) / 1000:.1f} ms, a round every {clock.mean() / 1000:.1f} ms; told after the first "
+            f"of its round: median {statistics.median(late):.2f}, p99 {percentile(late, 0.99):.2f} rounds; "
+            f"rounds waited for: {dict(sorted(collections.Counter(waits).items()))}")
     return waits
 
 
@@ -107,20 +113,16 @@ def prepare():
 
 
 def main():
-    files, turns = prepare(), []
-    # What else the machine does can only make it longer: as many turns in a row as are looked at have to be without.
-    while True:
+    files, waits = prepare(), []
+    for _ in range(TURNS):
         answers, _, _ = measure(files, False)
         report("alone", answers, [])
         answers, theirs, waiting = measure(files, True)
-        turns.append(report("flooded", answers, theirs))
+        waits += report("flooded", answers, theirs)
         judge_flood(theirs, waiting)
         check("nothing but durable for the other", all(row[2] == "durable" for row in answers))
-        waits = sum(turns[-TURNS:], [])
-        p99 = percentile(waits, 0.99)
-        if len(turns) >= TURNS and (p99 <= MAX_ROUNDS or len(turns) == 3 * TURNS):
-            break
-    check(f"flooded, of {len(waits)} requests of the other p99 waited for {p99:.2f} rounds, at most {MAX_ROUNDS}",
+    p99 = percentile(waits, 0.99)
+    check(f"flooded, of {len(waits)} requests of the other p99 waited for {p99} rounds, at most {MAX_ROUNDS}",
           len(waits) >= 200 and p99 <= MAX_ROUNDS)
     finish()
 

@@ -124,14 +124,15 @@ def acknowledge():
 class Load:
     """Clients at the socket who flush the files again and again, and write down what they are told."""
 
-    def __init__(self, clients, scope, *paths, uid=None):
+    def __init__(self, clients, scope, *paths, uid=None, nice=0):
         self.clients, log = clients, f"/tmp/answers-{uid or 0}"
         if os.path.exists(log):
             os.unlink(log)
         user = ["setpriv", f"--reuid={uid}", "--clear-groups"] if uid else []
         # The log is the client's standard output, which another user need not be able to open.
         with open(log, "wb") as output:
-            self.process = subprocess.Popen([*user, "/root/load-sock", str(clients), scope, *paths], stdout=output)
+            self.process = subprocess.Popen(["nice", f"-n{nice}", *user, "/root/load-sock", str(clients), scope, *paths],
+                                            stdout=output)
         self.log = open(log, "rb")
         self.rows, self.counts = [], collections.Counter()
 
