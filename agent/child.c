@@ -4,7 +4,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
@@ -53,5 +56,29 @@ int child_start(const char *name, void (*run)(int sock, void *userdata), void *u
 	*ret_pid = pid;
 	*ret_socket = ours;
 	ours = -1;
+	return 0;
+}
+
+int child_get_start_time(pid_t pid, uint64_t *ret)
+{
+	_cleanup_close_ int fd = -1;
+	char path[64], buffer[1024], *p;
+	uint64_t start_time;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = read(fd, buffer, sizeof(buffer) - 1);
+	if (n < 0)
+		return -errno;
+	buffer[n] = '\0';
+
+	p = strrchr(buffer, ')'); /* ends field 2, which may hold anything */
+	if (!p || sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %" SCNu64,
+			 &start_time) != 1)
+		return -EBADMSG;
+	*ret = start_time;
 	return 0;
 }

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include <stdint.h>
 #include <sys/types.h>
 
 /*
@@ -13,3 +14,9 @@
  */
 int child_start(const char *name, void (*run)(int sock, void *userdata), void *userdata, pid_t *ret_pid,
 		int *ret_socket);
+
+/*
+ * Field 22 of /proc/PID/stat, in clock ticks since the boot: with the pid, it names a process for good. 0 or a negative
+ * errno.
+ */
+int child_get_start_time(pid_t pid, uint64_t *ret);
