@@ -8,10 +8,13 @@
  */
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -111,6 +114,32 @@ EXPORT int msync(void *address, size_t size, int flags)
 	return next(address, size, flags);
 }
 
+/* Says in whose code, the program's or a library's, since no test can tell that from the outside. */
+static void on_crash(int number)
+{
+	void *frames[5];
+	int n = backtrace(frames, 5);
+
+	dprintf(STDERR_FILENO, "SEGV in");
+	for (int i = 1; i < n; i++) { /* 0 is here */
+		Dl_info found;
+
+		dprintf(STDERR_FILENO, " %s", dladdr(frames[i], &found) ? basename(found.dli_fname) : "?");
+	}
+	dprintf(STDERR_FILENO, "\n");
+}
+
+/* It crashes again on return, then without us. What `backtrace` loads has to be there before. */
+static void watch_crashes(void)
+{
+	void *here;
+
+	if (dlsym(RTLD_DEFAULT, "__asan_init")) /* tells more */
+		return;
+	backtrace(&here, 1);
+	sigaction(SIGSEGV, &(struct sigaction){ .sa_handler = on_crash, .sa_flags = SA_RESETHAND }, NULL);
+}
+
 __attribute__((constructor)) static void start(void)
 {
 	const char *path = getenv("OOM_CONTROL"), *program = getenv("OOM_PROGRAM");
@@ -121,6 +150,8 @@ __attribute__((constructor)) static void start(void)
 
 	if (fd >= 0)
 		close(fd);
-	if (p != MAP_FAILED)
-		control = p;
+	if (p == MAP_FAILED)
+		return;
+	watch_crashes();
+	control = p;
 }
