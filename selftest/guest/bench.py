@@ -74,7 +74,7 @@ def summary(rows):
             "rate": median(of_mode, lambda r: r["requests"] / r["usec"] * 1e6),
             "p50": median(of_mode, lambda r: r["p50"]),
             "p99": median(of_mode, lambda r: r["p99"]),
-            "flushes per request": sum(r["flushes"] for r in of_mode) / sum(r["requests"] for r in of_mode),
+            "flushes per request": sum(r["flushes"] for r in of_mode) / sum(r["flushes_asked"] for r in of_mode),
             "agent CPU per flush": sum(r["cpu"] for r in of_mode) / max(1, sum(r["flushes"] for r in of_mode)),
         }
     return result
