@@ -3,167 +3,10 @@
  * doctor: what is wrong or risky with the layers that were collected; makes no system call
  */
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 
-#include "doctor.h"
-
-static const struct {
-	const char *name;
-	enum doctor_severity severity;
-} rows[DOCTOR_N_IDS] = {
-	[DOCTOR_AGENT_ABSENT] = { "agent-absent", DOCTOR_WARNING },
-	[DOCTOR_WITNESS_ABSENT] = { "witness-absent", DOCTOR_WARNING },
-	[DOCTOR_LOSSES_UNRECORDED] = { "losses-unrecorded", DOCTOR_WARNING },
-	[DOCTOR_PORT_ABSENT] = { "port-absent", DOCTOR_NOTE },
-	[DOCTOR_PROCESSES_UNSEEN] = { "processes-unseen", DOCTOR_NOTE },
-	[DOCTOR_NO_REGION] = { "no-region", DOCTOR_NOTE },
-	[DOCTOR_TOO_MUCH] = { "too-much", DOCTOR_WARNING },
-	[DOCTOR_MAPPED_WITHOUT_LIBRARY] = { "mapped-without-library", DOCTOR_WARNING },
-	[DOCTOR_GRANULARITY_FORCED] = { "granularity-forced", DOCTOR_ERROR },
-	[DOCTOR_MAP_SYNC_REFUSED] = { "map-sync-refused", DOCTOR_ERROR },
-	[DOCTOR_ORDINARY_STORAGE] = { "ordinary-storage", DOCTOR_NOTE },
-	[DOCTOR_MIXED_STORAGE] = { "mixed-storage", DOCTOR_WARNING },
-	[DOCTOR_FILESYSTEM_UNKNOWN] = { "filesystem-unknown", DOCTOR_WARNING },
-	[DOCTOR_NOBARRIER] = { "nobarrier", DOCTOR_ERROR },
-	[DOCTOR_READ_ONLY] = { "read-only", DOCTOR_WARNING },
-	[DOCTOR_SHUT_DOWN] = { "shut-down", DOCTOR_ERROR },
-	[DOCTOR_BLOCK_SIZE] = { "block-size", DOCTOR_WARNING },
-	[DOCTOR_DAX_NEVER] = { "dax-never", DOCTOR_WARNING },
-	[DOCTOR_DAX_INODE] = { "dax-inode", DOCTOR_NOTE },
-	[DOCTOR_NO_DAX] = { "no-dax", DOCTOR_NOTE },
-	[DOCTOR_WRITE_THROUGH] = { "write-through", DOCTOR_ERROR },
-	[DOCTOR_SECTOR_MODE_BROKEN] = { "sector-mode-broken", DOCTOR_ERROR },
-	[DOCTOR_SECTOR_MODE] = { "sector-mode", DOCTOR_NOTE },
-	[DOCTOR_NAMESPACE_DISABLED] = { "namespace-disabled", DOCTOR_WARNING },
-	[DOCTOR_DEVDAX_UNFLUSHED] = { "devdax-unflushed", DOCTOR_ERROR },
-	[DOCTOR_LIBPMEM2_GRANULARITY] = { "libpmem2-granularity", DOCTOR_WARNING },
-	[DOCTOR_NO_NAMESPACE] = { "no-namespace", DOCTOR_WARNING },
-	[DOCTOR_UNARMED] = { "unarmed", DOCTOR_ERROR },
-	[DOCTOR_REGION_READ_ONLY] = { "region-read-only", DOCTOR_ERROR },
-	[DOCTOR_PLAIN_RAM] = { "plain-ram", DOCTOR_ERROR },
-	[DOCTOR_KIND_UNKNOWN] = { "kind-unknown", DOCTOR_ERROR },
-	[DOCTOR_DEEP_FLUSH_ABSENT] = { "deep-flush-absent", DOCTOR_ERROR },
-	[DOCTOR_DEEP_FLUSH_CLOSED] = { "deep-flush-closed", DOCTOR_ERROR },
-	[DOCTOR_COPY] = { "copy", DOCTOR_ERROR },
-	[DOCTOR_LOST] = { "lost", DOCTOR_ERROR },
-	[DOCTOR_STALLED] = { "stalled", DOCTOR_ERROR },
-	[DOCTOR_REFUSED] = { "refused", DOCTOR_ERROR },
-	[DOCTOR_UNATTESTED] = { "unattested", DOCTOR_NOTE },
-	[DOCTOR_UNATTESTED_CPU_FLUSH] = { "unattested-cpu-flush", DOCTOR_WARNING },
-	[DOCTOR_XEN] = { "xen", DOCTOR_WARNING },
-};
-
-static const char *const severity_names[] = {
-	[DOCTOR_OK] = "ok",
-	[DOCTOR_NOTE] = "note",
-	[DOCTOR_WARNING] = "warning",
-	[DOCTOR_ERROR] = "error",
-};
-
-static const char *const layer_names[DOCTOR_N_LAYER_TYPES] = {
-	[DOCTOR_LAYER_FILE] = "file",     [DOCTOR_LAYER_FILESYSTEM] = "filesystem",
-	[DOCTOR_LAYER_DEVICE] = "device", [DOCTOR_LAYER_NAMESPACE] = "namespace",
-	[DOCTOR_LAYER_REGION] = "region", [DOCTOR_LAYER_HOST] = "host",
-};
-
-const char *doctor_id_to_string(enum doctor_id id)
-{
-	return rows[id].name;
-}
-
-enum doctor_severity doctor_id_severity(enum doctor_id id)
-{
-	return rows[id].severity;
-}
-
-const char *doctor_severity_to_string(enum doctor_severity severity)
-{
-	return severity_names[severity];
-}
-
-const char *doctor_layer_type_to_string(enum doctor_layer_type type)
-{
-	return layer_names[type];
-}
-
-/* ---- findings ---- */
-
-/* Of a layer's name; four bytes for one, and two quotation marks. */
-struct word {
-	char text[4 * sizeof((struct doctor_layer){}.name) + 2];
-};
-
-struct examination {
-	const struct doctor_facts *facts;
-	struct doctor_report *report;
-};
-
-/* NULL: this was found of the same thing before (a region may be below several layers), or there is no room. */
-static struct doctor_finding *add(const struct examination *e, enum doctor_id id, int layer)
-{
-	const struct doctor_layer *layers = e->facts->layers;
-	struct doctor_report *r = e->report;
-
-	if (rows[id].severity > r->worst)
-		r->worst = rows[id].severity;
-	for (unsigned int i = 0; layer >= 0 && i < r->n_findings; i++) {
-		const struct doctor_finding *other = &r->findings[i];
-
-		if (other->id == id && id != DOCTOR_MAPPED_WITHOUT_LIBRARY && id != DOCTOR_GRANULARITY_FORCED &&
-		    strcmp(layers[other->layer].name, layers[layer].name) == 0 &&
-		    layers[other->layer].region == layers[layer].region)
-			return NULL;
-	}
-	if (r->n_findings == DOCTOR_MAX_FINDINGS)
-		return NULL;
-	r->findings[r->n_findings] = (struct doctor_finding){ .id = id, .layer = layer };
-	return &r->findings[r->n_findings++];
-}
-
-static void _printf_(2, 3) say(struct doctor_finding *f, const char *format, ...)
-{
-	va_list args;
-
-	if (!f)
-		return;
-	va_start(args, format);
-	vsnprintf(f->text, sizeof(f->text), format, args);
-	va_end(args);
-}
-
-/* A command that was cut off would be another one. */
-static void _printf_(2, 3) mend(struct doctor_finding *f, const char *format, ...)
-{
-	va_list args;
-
-	if (!f)
-		return;
-	va_start(args, format);
-	if (vsnprintf(f->mend, sizeof(f->mend), format, args) >= (int)sizeof(f->mend))
-		f->mend[0] = '\0';
-	va_end(args);
-}
-
-/* As a shell takes it for one word: mount points are named by root, but programs by anybody. */
-static struct word quote(const char *name)
-{
-	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:@%,=";
-	struct word w;
-	char *to = w.text;
-
-	if (name[0] && !name[strspn(name, plain)]) {
-		snprintf(w.text, sizeof(w.text), "%s", name);
-		return w;
-	}
-	*to++ = '\'';
-	for (; *name && to < w.text + sizeof(w.text) - 6; name++)
-		to = *name == '\'' ? stpcpy(to, "'\\''") : stpncpy(to, name, 1);
-	strcpy(to, "'");
-	return w;
-}
+#include "doctor-private.h"
 
 /* ---- what lies where ---- */
 
@@ -233,35 +76,39 @@ static void examine_machine(const struct examination *e)
 	for (unsigned int i = 0; i < f->regions.n_regions; i++)
 		asynchronous |= f->regions.regions[i]->asynchronous;
 	if (f->regions.n_regions == 0)
-		say(add(e, DOCTOR_NO_REGION, -1), "this machine has no persistent memory");
+		finding_say(finding_add(e, DOCTOR_NO_REGION, -1), "this machine has no persistent memory");
 	if (f->truncated)
-		say(add(e, DOCTOR_TOO_MUCH, -1), "there are more layers or programs than this command looks at: name a "
-						 "path");
+		finding_say(finding_add(e, DOCTOR_TOO_MUCH, -1),
+			    "there are more layers or programs than this command looks at: name a "
+			    "path");
 	if (f->n_unseen > 0 && asynchronous) {
-		n = add(e, DOCTOR_PROCESSES_UNSEEN, -1);
-		say(n, "%u processes could not be looked at, which may have mapped persistent memory", f->n_unseen);
-		mend(n, "sudo pmemctl doctor");
+		n = finding_add(e, DOCTOR_PROCESSES_UNSEEN, -1);
+		finding_say(n, "%u processes could not be looked at, which may have mapped persistent memory",
+			    f->n_unseen);
+		finding_mend(n, "sudo pmemctl doctor");
 	}
 	if (!asynchronous)
 		return;
 	if (!f->agent) {
-		n = add(e, DOCTOR_AGENT_ABSENT, -1);
-		say(n, "the agent does not answer, so nobody here can say that anything is durable");
-		mend(n, "systemctl enable --now pmem-agent");
+		n = finding_add(e, DOCTOR_AGENT_ABSENT, -1);
+		finding_say(n, "the agent does not answer, so nobody here can say that anything is durable");
+		finding_mend(n, "systemctl enable --now pmem-agent");
 	}
 	if (f->witness == 0) {
-		n = add(e, DOCTOR_WITNESS_ABSENT, -1);
-		say(n, "no trace instance records failed I/O: an error that another program's fsync has taken is not "
+		n = finding_add(e, DOCTOR_WITNESS_ABSENT, -1);
+		finding_say(
+		    n, "no trace instance records failed I/O: an error that another program's fsync has taken is not "
 		       "noticed");
-		mend(n, "systemctl restart pmem-agent; journalctl -u pmem-agent tells why if that is not enough");
+		finding_mend(n,
+			     "systemctl restart pmem-agent; journalctl -u pmem-agent tells why if that is not enough");
 	}
 	if (f->state_problem[0])
-		say(add(e, DOCTOR_LOSSES_UNRECORDED, -1),
-		    "%.400s; until then, what is lost may be forgotten at the next boot", f->state_problem);
+		finding_say(finding_add(e, DOCTOR_LOSSES_UNRECORDED, -1),
+			    "%.400s; until then, what is lost may be forgotten at the next boot", f->state_problem);
 	if (!f->port) {
-		n = add(e, DOCTOR_PORT_ABSENT, -1);
-		say(n, "there is no port to the host, which so isn't told what is durable");
-		mend(n, "on the host: -device virtserialport,chardev=...,name=io.pmem.agent.0");
+		n = finding_add(e, DOCTOR_PORT_ABSENT, -1);
+		finding_say(n, "there is no port to the host, which so isn't told what is durable");
+		finding_mend(n, "on the host: -device virtserialport,chardev=...,name=io.pmem.agent.0");
 	}
 }
 
@@ -275,7 +122,8 @@ static void examine_file(const struct examination *e, int i)
 	if (!region || l->dax != 1 || l->map_sync != 0 ||
 	    !has_method(e->facts, region->region, REGION_METHOD_CPU_FLUSH))
 		return;
-	say(add(e, DOCTOR_MAP_SYNC_REFUSED, i),
+	finding_say(
+	    finding_add(e, DOCTOR_MAP_SYNC_REFUSED, i),
 	    "the kernel refuses MAP_SYNC on this DAX file, although %s looks synchronous: a CPU flush is not enough, "
 	    "only msync and fsync are",
 	    region->region->name);
@@ -289,25 +137,27 @@ static void examine_mapper(const struct examination *e, const struct doctor_mapp
 	if (!rests_on_asynchronous(e->facts, m->layer))
 		return;
 	if (m->forced) {
-		n = add(e, DOCTOR_GRANULARITY_FORCED, m->layer);
-		say(n,
+		n = finding_add(e, DOCTOR_GRANULARITY_FORCED, m->layer);
+		finding_say(
+		    n,
 		    "%s (pid %d) has PMEM2_FORCE_GRANULARITY or PMEM_IS_PMEM_FORCE in its environment: libpmem then "
 		    "takes a CPU flush for enough on %s, and nothing is durable",
 		    m->command, m->pid, l->name);
-		mend(n, "start %s without these variables", quote(m->command).text);
+		finding_mend(n, "start %s without these variables", finding_quote(m->command).text);
 	}
 	if (m->library)
 		return;
-	n = add(e, DOCTOR_MAPPED_WITHOUT_LIBRARY, m->layer);
-	say(n,
+	n = finding_add(e, DOCTOR_MAPPED_WITHOUT_LIBRARY, m->layer);
+	finding_say(
+	    n,
 	    "%s (pid %d) has mapped %s writable without libpmem-agent: what it stores is durable only after an msync "
 	    "of "
 	    "its own or a flush by someone else",
 	    m->command, m->pid, l->name);
 	if (l->type == DOCTOR_LAYER_NAMESPACE)
-		mend(n, "link it with libpmem-agent-pmem2, see pmem_agent_persist(3)");
+		finding_mend(n, "link it with libpmem-agent-pmem2, see pmem_agent_persist(3)");
 	else
-		mend(n, "pmemctl run -- %s", quote(m->command).text);
+		finding_mend(n, "pmemctl run -- %s", finding_quote(m->command).text);
 }
 
 /* ---- filesystems ---- */
@@ -337,31 +187,33 @@ static void examine_dax(const struct examination *e, int i)
 	struct doctor_finding *n;
 
 	if (device && device->dax == 0) {
-		n = add(e, DOCTOR_NO_DAX, i);
-		say(n, "%s below it has no DAX, so its files go through the page cache", device->name);
+		n = finding_add(e, DOCTOR_NO_DAX, i);
+		finding_say(n, "%s below it has no DAX, so its files go through the page cache", device->name);
 		if (ns && ns->ns->mode == NAMESPACE_MODE_RAW && !ns->region->read_only)
-			mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", ns->ns->name);
+			finding_mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)",
+				     ns->ns->name);
 		return;
 	}
 	if (l->block_size != 0 && l->block_size != e->facts->page_size) {
-		n = add(e, DOCTOR_BLOCK_SIZE, i);
-		say(n, "its blocks have %lu bytes, and DAX needs %lu: its files go through the page cache",
-		    l->block_size, e->facts->page_size);
-		mend(n, "mkfs.%s -b %s%lu /dev/%s (destroys what is on it)", l->fstype,
-		     strcmp(l->fstype, "xfs") == 0 ? "size=" : "", e->facts->page_size, device ? device->name : "...");
+		n = finding_add(e, DOCTOR_BLOCK_SIZE, i);
+		finding_say(n, "its blocks have %lu bytes, and DAX needs %lu: its files go through the page cache",
+			    l->block_size, e->facts->page_size);
+		finding_mend(n, "mkfs.%s -b %s%lu /dev/%s (destroys what is on it)", l->fstype,
+			     strcmp(l->fstype, "xfs") == 0 ? "size=" : "", e->facts->page_size,
+			     device ? device->name : "...");
 		return;
 	}
 	if (has_option(l->options, "dax", "never")) {
-		n = add(e, DOCTOR_DAX_NEVER, i);
-		say(n, "it is mounted dax=never: its files go through the page cache");
-		mend(n, "umount %s && mount -o dax=always /dev/%s %s", quote(l->name).text,
-		     device ? device->name : "...", quote(l->name).text);
+		n = finding_add(e, DOCTOR_DAX_NEVER, i);
+		finding_say(n, "it is mounted dax=never: its files go through the page cache");
+		finding_mend(n, "umount %s && mount -o dax=always /dev/%s %s", finding_quote(l->name).text,
+			     device ? device->name : "...", finding_quote(l->name).text);
 	} else if (file && file->regular && file->dax == 0) {
-		n = add(e, DOCTOR_DAX_INODE, i);
-		say(n, "%s is not DAX, since it is not marked so and the filesystem is not mounted dax=always",
-		    file->name);
-		mend(n, "umount %s && mount -o dax=always /dev/%s %s", quote(l->name).text,
-		     device ? device->name : "...", quote(l->name).text);
+		n = finding_add(e, DOCTOR_DAX_INODE, i);
+		finding_say(n, "%s is not DAX, since it is not marked so and the filesystem is not mounted dax=always",
+			    file->name);
+		finding_mend(n, "umount %s && mount -o dax=always /dev/%s %s", finding_quote(l->name).text,
+			     device ? device->name : "...", finding_quote(l->name).text);
 	}
 }
 
@@ -371,28 +223,28 @@ static void examine_options(const struct examination *e, int i)
 	struct doctor_finding *n;
 
 	if (has_option(l->options, "nobarrier", NULL) || has_option(l->options, "barrier", "0")) {
-		n = add(e, DOCTOR_NOBARRIER, i);
-		say(n, "it is mounted without barriers: fsync succeeds, and no flush reaches the host");
-		mend(n, "mount -o remount,barrier %s", quote(l->name).text);
+		n = finding_add(e, DOCTOR_NOBARRIER, i);
+		finding_say(n, "it is mounted without barriers: fsync succeeds, and no flush reaches the host");
+		finding_mend(n, "mount -o remount,barrier %s", finding_quote(l->name).text);
 	}
 	if (has_option(l->options, "emergency_ro", NULL) || has_option(l->options, "shutdown", NULL)) {
-		n = add(e, DOCTOR_SHUT_DOWN, i);
-		say(n, "it has been shut down after an error; what was stored since is not on it");
-		mend(n, "umount %s && fsck -t %s /dev/%s", quote(l->name).text, l->fstype,
-		     device ? device->name : "...");
+		n = finding_add(e, DOCTOR_SHUT_DOWN, i);
+		finding_say(n, "it has been shut down after an error; what was stored since is not on it");
+		finding_mend(n, "umount %s && fsck -t %s /dev/%s", finding_quote(l->name).text, l->fstype,
+			     device ? device->name : "...");
 	} else if (has_option(l->options, "ro", NULL)) {
-		n = add(e, DOCTOR_READ_ONLY, i);
-		say(n, "it is read-only, so nothing flushes it");
-		mend(n, "mount -o remount,rw %s", quote(l->name).text);
+		n = finding_add(e, DOCTOR_READ_ONLY, i);
+		finding_say(n, "it is read-only, so nothing flushes it");
+		finding_mend(n, "mount -o remount,rw %s", finding_quote(l->name).text);
 	}
 }
 
 static void ordinary_storage(const struct examination *e, int i)
 {
-	struct doctor_finding *n = add(e, DOCTOR_ORDINARY_STORAGE, i);
+	struct doctor_finding *n = finding_add(e, DOCTOR_ORDINARY_STORAGE, i);
 
-	say(n, "it is not on persistent memory: fsync decides, and the agent has no part in it");
-	mend(n, "pmemctl flush --fallback %s", quote(e->facts->layers[i].name).text);
+	finding_say(n, "it is not on persistent memory: fsync decides, and the agent has no part in it");
+	finding_mend(n, "pmemctl flush --fallback %s", finding_quote(e->facts->layers[i].name).text);
 }
 
 static void examine_filesystem(const struct examination *e, int i)
@@ -404,7 +256,8 @@ static void examine_filesystem(const struct examination *e, int i)
 		return;
 	}
 	if (l->refusal == PMEM_AGENT_FILESYSTEM)
-		say(add(e, DOCTOR_FILESYSTEM_UNKNOWN, i), "the agent does not flush it: %s", l->refusal_detail);
+		finding_say(finding_add(e, DOCTOR_FILESYSTEM_UNKNOWN, i), "the agent does not flush it: %s",
+			    l->refusal_detail);
 	examine_options(e, i);
 	examine_dax(e, i);
 }
@@ -439,14 +292,15 @@ static void examine_device(const struct examination *e, int i)
 		return;
 	}
 	if (!has_child(e->facts, i))
-		say(add(e, DOCTOR_MIXED_STORAGE, i),
+		finding_say(
+		    finding_add(e, DOCTOR_MIXED_STORAGE, i),
 		    "it is no persistent memory, and other parts of %s are: the agent does not flush such a mixture",
 		    e->facts->layers[top].name);
 	if (l->write_cache[0] && strcmp(l->write_cache, "write back") != 0) {
-		n = add(e, DOCTOR_WRITE_THROUGH, i);
-		say(n, "its queue is \"%s\": every fsync above it succeeds, and no flush reaches the host",
-		    l->write_cache);
-		mend(n, "echo \"write back\" > /sys/block/%s/queue/write_cache", l->name);
+		n = finding_add(e, DOCTOR_WRITE_THROUGH, i);
+		finding_say(n, "its queue is \"%s\": every fsync above it succeeds, and no flush reaches the host",
+			    l->write_cache);
+		finding_mend(n, "echo \"write back\" > /sys/block/%s/queue/write_cache", l->name);
 	}
 }
 
@@ -457,52 +311,70 @@ static void examine_namespace(const struct examination *e, int i)
 	struct doctor_finding *n;
 
 	if (!l->ns->devnum) {
-		n = add(e, DOCTOR_NAMESPACE_DISABLED, i);
-		say(n, "it has no device");
-		mend(n, "ndctl enable-namespace %s", l->ns->name);
+		n = finding_add(e, DOCTOR_NAMESPACE_DISABLED, i);
+		finding_say(n, "it has no device");
+		finding_mend(n, "ndctl enable-namespace %s", l->ns->name);
 		return;
 	}
 	if (l->ns->mode == NAMESPACE_MODE_SECTOR) {
-		n = add(e, r->kind == REGION_KIND_VIRTIO_PMEM ? DOCTOR_SECTOR_MODE_BROKEN : DOCTOR_SECTOR_MODE, i);
-		say(n, r->kind == REGION_KIND_VIRTIO_PMEM ? "it is in sector mode, which the kernel can't write on "
-							    "virtio-pmem: it stops with \"scheduling while atomic\""
-							  : "it is in sector mode, which has no DAX");
-		mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
+		n = finding_add(e, r->kind == REGION_KIND_VIRTIO_PMEM ? DOCTOR_SECTOR_MODE_BROKEN : DOCTOR_SECTOR_MODE,
+				i);
+		finding_say(n, r->kind == REGION_KIND_VIRTIO_PMEM
+				   ? "it is in sector mode, which the kernel can't write on "
+				     "virtio-pmem: it stops with \"scheduling while atomic\""
+				   : "it is in sector mode, which has no DAX");
+		finding_mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
 	}
 	if (l->ns->mode != NAMESPACE_MODE_DEVDAX || !r->asynchronous)
 		return;
 	if ((has_method(e->facts, r, REGION_METHOD_HOST) && !has_attestation(e->facts, r, "attested")) ||
 	    has_method(e->facts, r, REGION_METHOD_IMPOSSIBLE)) {
-		n = add(e, DOCTOR_DEVDAX_UNFLUSHED, i);
-		say(n, "it is device-dax, which this guest has no way to flush: nothing stored there is durable before "
+		n = finding_add(e, DOCTOR_DEVDAX_UNFLUSHED, i);
+		finding_say(
+		    n, "it is device-dax, which this guest has no way to flush: nothing stored there is durable before "
 		       "the host flushes its file");
-		mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
+		finding_mend(n, "ndctl create-namespace -f -e %s -m fsdax (destroys what is on it)", l->ns->name);
 	}
-	n = add(e, DOCTOR_LIBPMEM2_GRANULARITY, i);
-	say(n,
+	n = finding_add(e, DOCTOR_LIBPMEM2_GRANULARITY, i);
+	finding_say(
+	    n,
 	    "the kernel grants MAP_SYNC on /dev/%s although the region is asynchronous: libpmem2 takes a CPU flush for "
 	    "enough, and pmem2_persist() makes nothing durable",
 	    l->ns->device);
-	mend(n, "link programs with libpmem-agent-pmem2, see pmem_agent_persist(3)");
+	finding_mend(n, "link programs with libpmem-agent-pmem2, see pmem_agent_persist(3)");
 }
 
 /* ---- regions and hosts ---- */
 
+static struct doctor_finding *open_deep_flush(struct doctor_finding *f, const struct region *r)
+{
+	finding_mend(f, "udevadm control --reload && udevadm trigger %.180s", r->syspath);
+	return f;
+}
+
 static void examine_papr(const struct examination *e, int i)
 {
 	const struct region *r = e->facts->layers[i].region;
-	struct doctor_finding *n;
 
 	if (!r->flush_required || !has_method(e->facts, r, REGION_METHOD_IMPOSSIBLE) || r->unarmed)
 		return;
 	if (r->deep_flush != 1) {
-		say(add(e, DOCTOR_DEEP_FLUSH_ABSENT, i),
-		    "its host must be asked to flush, and the kernel offers no deep_flush that would");
+		finding_say(finding_add(e, DOCTOR_DEEP_FLUSH_ABSENT, i),
+			    "its host must be asked to flush, and the kernel offers no deep_flush that would");
 		return;
 	}
-	n = add(e, DOCTOR_DEEP_FLUSH_CLOSED, i);
-	say(n, "its host must be asked to flush, and the agent may not write deep_flush");
-	mend(n, "udevadm control --reload && udevadm trigger %.180s", r->syspath);
+	finding_say(open_deep_flush(finding_add(e, DOCTOR_DEEP_FLUSH_CLOSED, i), r),
+		    "its host must be asked to flush, and the agent may not write deep_flush");
+}
+
+static void examine_nfit(const struct examination *e, int i)
+{
+	const struct region *r = e->facts->layers[i].region;
+
+	if (r->deep_flush == 1 && has_method(e->facts, r, REGION_METHOD_CPU_FLUSH))
+		finding_say(open_deep_flush(finding_add(e, DOCTOR_HINTS_CLOSED, i), r),
+			    "it has flush hints, and the agent may not write deep_flush: what the memory controller "
+			    "holds is safe only as far as the platform saves it when the power fails");
 }
 
 static bool is_copy(const struct doctor_facts *f, const struct region *r)
@@ -523,14 +395,16 @@ static void examine_state(const struct examination *e, int i)
 	struct doctor_finding *n;
 
 	if (o && o->loss != 0) {
-		n = add(e, DOCTOR_LOST, i);
-		say(n, "it has lost stores (loss %" PRIu64 "), and nobody has acknowledged it: see pmem-agent-loss(7)",
+		n = finding_add(e, DOCTOR_LOST, i);
+		finding_say(
+		    n, "it has lost stores (loss %" PRIu64 "), and nobody has acknowledged it: see pmem-agent-loss(7)",
 		    o->loss);
-		mend(n, "pmemctl acknowledge %s --loss=%" PRIu64 " (once the data has been made good)", r->name,
-		     o->loss);
+		finding_mend(n, "pmemctl acknowledge %s --loss=%" PRIu64 " (once the data has been made good)", r->name,
+			     o->loss);
 	}
 	if (o && o->state && strcmp(o->state, "stalled") == 0)
-		say(add(e, DOCTOR_STALLED, i), "its host has not answered a flush for a long time; look at the host");
+		finding_say(finding_add(e, DOCTOR_STALLED, i),
+			    "its host has not answered a flush for a long time; look at the host");
 }
 
 static void examine_region(const struct examination *e, int i)
@@ -539,32 +413,37 @@ static void examine_region(const struct examination *e, int i)
 	struct doctor_finding *n;
 
 	if (r->kind == REGION_KIND_E820) {
-		n = add(e, DOCTOR_PLAIN_RAM, i);
-		say(n, "it is plain RAM that memmap= on the kernel's command line named persistent: nothing makes it "
+		n = finding_add(e, DOCTOR_PLAIN_RAM, i);
+		finding_say(
+		    n, "it is plain RAM that memmap= on the kernel's command line named persistent: nothing makes it "
 		       "durable");
-		mend(n, "give the machine a virtio-pmem or NVDIMM device instead");
+		finding_mend(n, "give the machine a virtio-pmem or NVDIMM device instead");
 	}
 	if (r->kind == REGION_KIND_UNKNOWN)
-		say(add(e, DOCTOR_KIND_UNKNOWN, i), "nobody here knows how stores to it become durable (provider %s)",
-		    r->provider[0] ? r->provider : "not named");
+		finding_say(finding_add(e, DOCTOR_KIND_UNKNOWN, i),
+			    "nobody here knows how stores to it become durable (provider %s)",
+			    r->provider[0] ? r->provider : "not named");
 	if (r->unarmed) {
-		n = add(e, DOCTOR_UNARMED, i);
-		say(n, "a DIMM of it is not armed: its stores do not survive a loss of power");
-		mend(n, "on the host: -device nvdimm without unarmed=on, on a file that can be written");
+		n = finding_add(e, DOCTOR_UNARMED, i);
+		finding_say(n, "a DIMM of it is not armed: its stores do not survive a loss of power");
+		finding_mend(n, "on the host: -device nvdimm without unarmed=on, on a file that can be written");
 	} else if (r->read_only) {
-		n = add(e, DOCTOR_REGION_READ_ONLY, i);
-		say(n, "it is read-only: nothing can be stored there");
-		mend(n, "echo 0 > %.200s/read_only (if its device can be written)", r->syspath);
+		n = finding_add(e, DOCTOR_REGION_READ_ONLY, i);
+		finding_say(n, "it is read-only: nothing can be stored there");
+		finding_mend(n, "echo 0 > %.200s/read_only (if its device can be written)", r->syspath);
 	}
 	if (r->n_namespaces == 0 && r->kind != REGION_KIND_EMULATED) {
-		n = add(e, DOCTOR_NO_NAMESPACE, i);
-		say(n, "it has no namespace, so no device");
-		mend(n, "ndctl create-namespace -r %s -m fsdax", r->name);
+		n = finding_add(e, DOCTOR_NO_NAMESPACE, i);
+		finding_say(n, "it has no namespace, so no device");
+		finding_mend(n, "ndctl create-namespace -r %s -m fsdax", r->name);
 	}
 	if (r->kind == REGION_KIND_PAPR_SCM)
 		examine_papr(e, i);
+	if (r->kind == REGION_KIND_NFIT)
+		examine_nfit(e, i);
 	if (is_copy(e->facts, r))
-		say(add(e, DOCTOR_COPY, i),
+		finding_say(
+		    finding_add(e, DOCTOR_COPY, i),
 		    "it has the UUID of another region, as copies of one image do, and is not flushed: take one away");
 	examine_state(e, i);
 }
@@ -577,8 +456,9 @@ static void examine_host(const struct examination *e, int i)
 	bool cpu_flush = has_method(e->facts, r, REGION_METHOD_CPU_FLUSH);
 
 	if (has_attestation(e->facts, r, "refused")) {
-		say(add(e, DOCTOR_REFUSED, i),
-		    "the host says that what backs %s can't keep stores; \"pmemctl list\" shows what it said", r->name);
+		finding_say(finding_add(e, DOCTOR_REFUSED, i),
+			    "the host says that what backs %s can't keep stores; \"pmemctl list\" shows what it said",
+			    r->name);
 		return;
 	}
 	if (has_attestation(e->facts, r, "attested") || r->kind == REGION_KIND_EMULATED ||
@@ -587,16 +467,19 @@ static void examine_host(const struct examination *e, int i)
 	if (!l->name[0] && !r->asynchronous)
 		return;
 	if (strcmp(l->name, "xen") == 0 && r->kind == REGION_KIND_NFIT)
-		say(add(e, DOCTOR_XEN, i), "this is a guest of Xen, whose NFIT may stand for the host's page cache or "
-					   "RAM: a CPU flush is enough "
-					   "only if the host says so, and it doesn't");
+		finding_say(finding_add(e, DOCTOR_XEN, i),
+			    "this is a guest of Xen, whose NFIT may stand for the host's page cache or "
+			    "RAM: a CPU flush is enough "
+			    "only if the host says so, and it doesn't");
 	else if (cpu_flush)
-		say(add(e, DOCTOR_UNATTESTED_CPU_FLUSH, i),
+		finding_say(
+		    finding_add(e, DOCTOR_UNATTESTED_CPU_FLUSH, i),
 		    "the host has not said what backs %s: with QEMU without pmem=on, with share=off, or in RAM, the "
 		    "kernel's \"synchronous\" is not true, and a CPU flush makes nothing durable",
 		    r->name);
 	else
-		say(add(e, DOCTOR_UNATTESTED, i),
+		finding_say(
+		    finding_add(e, DOCTOR_UNATTESTED, i),
 		    "the host has not said what backs %s: were it mapped private, each flush would succeed and nothing "
 		    "be kept",
 		    r->name);

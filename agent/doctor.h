@@ -22,7 +22,7 @@ enum doctor_severity {
 	DOCTOR_ERROR,   /* what is stored there is not made durable, or nobody can tell that it is */
 };
 
-/* What can be found; a row each in doctor.c. Their names are a contract, see pmemctl-doctor(1). */
+/* What can be found; a row each in doctor-finding.c. Their names are a contract, see pmemctl-doctor(1). */
 enum doctor_id {
 	DOCTOR_AGENT_ABSENT,
 	DOCTOR_WITNESS_ABSENT,
@@ -57,6 +57,7 @@ enum doctor_id {
 	DOCTOR_KIND_UNKNOWN,
 	DOCTOR_DEEP_FLUSH_ABSENT,
 	DOCTOR_DEEP_FLUSH_CLOSED,
+	DOCTOR_HINTS_CLOSED,
 	DOCTOR_COPY,
 	DOCTOR_LOST,
 	DOCTOR_STALLED,

@@ -306,6 +306,14 @@ static void papr_closed(struct doctor_facts *f)
 	reclassify(f);
 }
 
+static void hints_closed(struct doctor_facts *f)
+{
+	nfit(f);
+	region_of(f)->deep_flush = 1;
+	region_of(f)->deep_flush_writable = false;
+	reclassify(f);
+}
+
 static void copy(struct doctor_facts *f)
 {
 	struct region *other = new_region("virtio-pmem", NAMESPACE_MODE_FSDAX, "pmem1"), *r = region_of(f);
@@ -381,6 +389,7 @@ static const struct {
 	{ DOCTOR_KIND_UNKNOWN, unknown, NULL },
 	{ DOCTOR_DEEP_FLUSH_ABSENT, papr_absent, NULL },
 	{ DOCTOR_DEEP_FLUSH_CLOSED, papr_closed, "udevadm trigger" },
+	{ DOCTOR_HINTS_CLOSED, hints_closed, "udevadm trigger" },
 	{ DOCTOR_COPY, copy, NULL },
 	{ DOCTOR_LOST, lost, "pmemctl acknowledge region0 --loss=7" },
 	{ DOCTOR_STALLED, stalled, NULL },
