@@ -325,9 +325,7 @@ def main():
     run("udevadm", "settle")
     if "times" in sys.argv:
         agent = GuestAgent()
-        crossing = test_times(agent)
-        if "stalls" in sys.argv:
-            test_stalls(agent, crossing)
+        test_stalls(agent, test_times(agent))
         agent.end()
         finish()
     region, address = agent_region("r0")
