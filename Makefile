@@ -57,6 +57,7 @@ without-pmem2 = $(if $(filter no,$(PMEM2)),$(foreach f,$(1),$(if $(findstring pm
 tests := $(call without-pmem2,$(patsubst selftest/%.c,%,$(wildcard selftest/test-*.c)))
 simulators := $(patsubst selftest/%.c,%,$(wildcard selftest/sim-*.c))
 clients := $(patsubst selftest/%.c,%,$(wildcard selftest/stress-*.c selftest/load-*.c selftest/kill-*.c selftest/bench-flush.c))
+clients := $(if $(filter no,$(PMEM2)),$(filter-out load-cut,$(clients)),$(clients))
 
 test-libraries := $(patsubst %,$(build)/%.so,bench-slow bench-dax preload-fail oom)
 
