@@ -219,6 +219,7 @@ PMEM_AGENT_AT(pmem_agent_page, worker.started, 312);
 PMEM_AGENT_AT(pmem_agent_page, agent, 352);
 PMEM_AGENT_AT(pmem_agent_page, agent.loss, 368);
 PMEM_AGENT_AT(pmem_agent_page, agent.recalled, 428);
+PMEM_AGENT_AT(pmem_agent_page, agent.handed, 448);
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
 #undef PMEM_AGENT_AT
 

@@ -114,7 +114,8 @@ static struct pmem_agent_page page = {
 		   .reading = 1,
 		   .recalled = 1,
 		   .loss_epoch = 10,
-		   .loss_earlier = 1 },
+		   .loss_earlier = 1,
+		   .handed = 0x4142434445464748 },
 };
 
 static void test_page(void **state)
@@ -124,10 +125,10 @@ static void test_page(void **state)
 	assert_bytes(&page.worker, sizeof(page.worker), "4 4 8 8 8 8 8 8 4 4",
 		     "04030201 00000000 1817161514131211 2827262524232221 0300000000000000 0200000000000000"
 		     "0100000000000000 0200000000000000 05000000 00000000");
-	assert_bytes(&page.agent, sizeof(page.agent), "c16 8 8 8 8 8 8 4 4 4 4 8 4 4",
+	assert_bytes(&page.agent, sizeof(page.agent), "c16 8 8 8 8 8 8 4 4 4 4 8 4 4 8",
 		     "696e7374616e63652031362062797465 0900000000000000 0800000000000000 3837363534333231"
 		     "0400000000000000 0200000000000000 0100000000000000 1c000000 06000000 01000000 01000000"
-		     "0a00000000000000 01000000 00000000");
+		     "0a00000000000000 01000000 00000000 4847464544434241");
 }
 
 /* Whoever looks at it from a machine of the other order is told nothing. */
