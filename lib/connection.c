@@ -7,12 +7,10 @@
  * was sent and never answered is never sent again: what became of it nobody knows.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "client.h"

@@ -8,14 +8,11 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,7 +22,6 @@
 #define N_LINES        32
 #define MAX_RECONNECTS 16
 #define RETRY_NSEC     1000000
-#define MAX_WAITS      256 /* for a line; each ends with one that others may have taken by then */
 
 enum line_state { LINE_FREE, LINE_IDLE, LINE_BUSY };
 
@@ -112,7 +108,7 @@ static void let_go(struct preload_line *line, enum line_state state)
 	__atomic_store_n(&line->state, state, __ATOMIC_SEQ_CST);
 	__atomic_fetch_add(&n_let_go, 1, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&n_waiting, __ATOMIC_SEQ_CST))
-		syscall(SYS_futex, &n_let_go, FUTEX_WAKE_PRIVATE, 1);
+		preload_wake(&n_let_go, 1);
 }
 
 static void sleep_a_little(void)
@@ -127,9 +123,7 @@ int preload_line_connect(struct preload_line *line)
 	struct stat st;
 	int fd, high;
 
-	/* Too many wait to be accepted: so do we. */
-	while ((fd = exchange_connect(&address)) == -EAGAIN)
-		sleep_a_little();
+	fd = exchange_connect(&address);
 	if (fd < 0)
 		return fd;
 	high = fcntl(fd, F_DUPFD_CLOEXEC, PRELOAD_HIGH_FD);
@@ -164,18 +158,14 @@ static struct preload_line *take_line(void)
 /* The same, once others have let one go; but not for ever, they may be what a signal handler has interrupted. */
 static struct preload_line *wait_for_line(void)
 {
-	const struct timespec wait = { .tv_sec = PRELOAD_MAX_WAIT_SEC };
-	struct preload_line *line = NULL;
+	uint64_t until = preload_now() + PRELOAD_NSEC_PER_SEC;
+	struct preload_line *line;
+	uint32_t seen;
 
 	__atomic_fetch_add(&n_waiting, 1, __ATOMIC_SEQ_CST);
-	for (unsigned int i = 0; i < MAX_WAITS; i++) {
-		uint32_t seen = __atomic_load_n(&n_let_go, __ATOMIC_SEQ_CST);
-
-		line = take_line();
-		if (line ||
-		    (syscall(SYS_futex, &n_let_go, FUTEX_WAIT_PRIVATE, seen, &wait, NULL, 0) < 0 && errno == ETIMEDOUT))
-			break;
-	}
+	do
+		seen = __atomic_load_n(&n_let_go, __ATOMIC_SEQ_CST);
+	while (!(line = take_line()) && preload_wait(&n_let_go, seen, until));
 	__atomic_fetch_sub(&n_waiting, 1, __ATOMIC_SEQ_CST);
 	return line;
 }
@@ -188,7 +178,9 @@ static int connect_either(struct preload_line *line, struct preload_line *own, s
 	*ret = line ?: own;
 	if (line && line->fd >= 0)
 		return 0;
-	r = preload_line_connect(*ret);
+	/* Too many wait to be accepted: so do we. */
+	while ((r = preload_line_connect(*ret)) == -EAGAIN)
+		sleep_a_little();
 	if (r < 0 && line)
 		let_go(line, LINE_FREE);
 	return r;
@@ -272,13 +264,31 @@ static enum preload_outcome exchange(struct pmem_agent_request *request, int fd,
 											       : PRELOAD_TOLD;
 }
 
-static enum preload_outcome ask(struct preload_line *line, struct preload_handle h, enum pmem_agent_scope scope,
-				const struct preload_file *file, struct preload_reply *ret)
+/* A flush, and over which line; NULL: one of its own. */
+struct flush {
+	struct preload_ask ask; /* first */
+	struct preload_handle handle;
+	enum pmem_agent_scope scope;
+	const struct preload_file *file;
+	struct preload_line *line;
+};
+
+static void prepare(struct preload_ask *ask)
 {
-	struct pmem_agent_request request = { .type = PMEM_AGENT_PACKET_FLUSH, .scope = scope, .kept = h.kept };
+	((struct flush *)ask)->line = take_line() ?: wait_for_line();
+}
+
+static enum preload_outcome send_flush(struct preload_ask *ask, struct preload_reply *ret)
+{
+	const struct flush *f = (const struct flush *)ask;
+	struct pmem_agent_request request = {
+		.type = PMEM_AGENT_PACKET_FLUSH,
+		.scope = f->scope,
+		.kept = f->handle.kept,
+	};
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
-	enum preload_outcome outcome = exchange(&request, h.fd, file, line, &reply, &v);
+	enum preload_outcome outcome = exchange(&request, f->handle.fd, f->file, f->line, &reply, &v);
 
 	if (outcome != PRELOAD_TOLD)
 		return outcome;
@@ -303,36 +313,29 @@ enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope 
 		.fd = h.fd,
 		.scope = scope,
 	};
-	bool ours = preload_is_own_process(), leads;
-	struct preload_line *line = NULL;
-	enum preload_outcome outcome;
-	struct preload_group group;
+	struct flush flush = {
+		.ask = { .prepare = prepare, .send = send_flush },
+		.handle = h,
+		.scope = scope,
+		.file = file,
+	};
 
 	*ret = (struct preload_reply){ .answer = PMEM_AGENT_UNKNOWN };
-	/* Again, since another may have opened one meanwhile. */
-	if (ours && preload_group_join(&question, &outcome, ret))
-		return outcome;
-	leads = ours && preload_group_open(&question, &group);
-	if (ours && !leads && preload_group_join(&question, &outcome, ret))
-		return outcome;
-	if (ours)
-		line = take_line() ?: wait_for_line();
-	if (leads)
-		preload_group_close(&group);
-	outcome = ask(line, h, scope, file, ret);
-	if (leads)
-		preload_group_tell(&group, outcome, ret);
-	return outcome;
+	return preload_is_own_process() ? preload_group_ask(&question, &flush.ask, ret) : send_flush(&flush.ask, ret);
 }
 
-bool preload_tell(struct preload_handle h, const struct preload_file *file)
+enum preload_outcome preload_tell(struct preload_handle h, const struct preload_file *file)
 {
 	struct pmem_agent_request request = { .type = PMEM_AGENT_PACKET_REPORT };
 	struct pmem_agent_reply reply;
 	struct exchange_verdict v;
-	struct preload_line *line = h.fd >= 0 && preload_is_own_process() ? take_line() : NULL;
+	enum preload_outcome outcome;
 
+	if (h.fd < 0)
+		return PRELOAD_UNASKED;
+	outcome = exchange(&request, h.fd, file, preload_is_own_process() ? take_line() : NULL, &reply, &v);
+	if (outcome != PRELOAD_TOLD)
+		return outcome;
 	/* Whatever it has to say of it, if it is an answer to that. */
-	return h.fd >= 0 && exchange(&request, h.fd, file, line, &reply, &v) == PRELOAD_TOLD &&
-	       v.concern == EXCHANGE_ONE && reply.type == PMEM_AGENT_PACKET_REPORT;
+	return v.concern == EXCHANGE_ONE && reply.type == PMEM_AGENT_PACKET_REPORT ? PRELOAD_TOLD : PRELOAD_UNKNOWN;
 }

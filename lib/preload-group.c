@@ -11,20 +11,15 @@
  * from one. Who has waited in vain asks by itself. All waits end at a time, whatever wakes them before.
  */
 #include <errno.h>
-#include <linux/futex.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "preload.h"
 
 #define N_PLACES        16
 #define N_RESULTS       4 /* of the groups before, for those who are slow to read them */
 #define BEING_TOLD      UINT32_MAX
-#define NSEC_PER_SEC    1000000000ULL
-#define PATIENCE_NSEC   (5 * NSEC_PER_SEC) /* with a group that is under way; a member's group comes after it */
-#define MAX_AGE         (1U << 30)         /* of results: what is older is none, when the numbers begin anew */
+#define PATIENCE_NSEC   (5 * PRELOAD_NSEC_PER_SEC) /* with a group that is under way; a member's group comes after it */
+#define MAX_AGE         (1U << 30)                 /* of results: what is older is none, when the numbers begin anew */
 #define GATHER_MAX_NSEC 1000000ULL
 #define GATHER_SHARE    4 /* of the time that the answer took: as the agent gathers requests */
 
@@ -57,6 +52,13 @@ struct preload_place {
 
 static struct preload_place places[N_PLACES];
 
+/* What its leader knows of it. */
+struct group {
+	struct preload_place *place;
+	uint32_t number, members;
+	uint64_t closed_nsec;
+};
+
 _Static_assert(sizeof(struct result) % 8 == 0 && sizeof(struct preload_question) % 8 == 0, "copied in words");
 
 /* What others may write meanwhile: who has read anything of that sees by the number, afterwards, that they do. */
@@ -80,29 +82,6 @@ static struct preload_place *place_of(const struct preload_question *q)
 static const void *myself(void)
 {
 	return &errno;
-}
-
-static uint64_t now_nsec(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
-}
-
-/* While the word is `seen`, until then at the latest. False: it is that time. */
-static bool wait_for_change(const uint32_t *word, uint32_t seen, uint64_t until_nsec)
-{
-	const struct timespec ts = { .tv_sec = (time_t)(until_nsec / NSEC_PER_SEC),
-				     .tv_nsec = (long)(until_nsec % NSEC_PER_SEC) };
-
-	syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, seen, &ts, NULL, FUTEX_BITSET_MATCH_ANY);
-	return now_nsec() < until_nsec;
-}
-
-static void wake(const uint32_t *word)
-{
-	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX);
 }
 
 static uint32_t number_of(uint64_t word)
@@ -171,12 +150,12 @@ void preload_group_inherit(void)
 /* Nothing is under way, but what this thread itself waits for. */
 static void wait_for_turn(struct preload_place *p)
 {
-	uint64_t until = now_nsec() + PATIENCE_NSEC;
+	uint64_t until = preload_now() + PATIENCE_NSEC;
 	uint32_t seen;
 
 	__atomic_fetch_add(&p->n_waiting, 1, __ATOMIC_SEQ_CST);
 	while ((seen = __atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST)) != 0 && !is_own_under_way(p))
-		if (!wait_for_change(&p->under_way, seen, until))
+		if (!preload_wait(&p->under_way, seen, until))
 			end_under_way(p, seen);
 	__atomic_fetch_sub(&p->n_waiting, 1, __ATOMIC_SEQ_CST);
 }
@@ -189,31 +168,39 @@ static void gather(struct preload_place *p)
 
 	do
 		seen = __atomic_load_n(&p->complete, __ATOMIC_SEQ_CST);
-	while (members_of(get_newest(p)) < PRELOAD_PEEK(p->expected) && now_nsec() < until &&
-	       wait_for_change(&p->complete, seen, until));
+	while (members_of(get_newest(p)) < PRELOAD_PEEK(p->expected) && preload_now() < until &&
+	       preload_wait(&p->complete, seen, until));
 }
 
-/*
- * The next number. Not one of whose result somebody has begun to tell and never ended; and what has been told of groups
- * when the numbers were here before is nothing that has been told of this one.
- */
-static uint32_t next_number(struct preload_place *p, uint32_t number)
+/* The next one: not one of whose result somebody has begun to tell and never ended. 0: there is none. */
+static uint32_t next_number(const struct preload_place *p, uint32_t number)
 {
 	for (unsigned int i = 0; i < N_RESULTS; i++) {
-		uint32_t *told, before;
-
 		number = number + 1 < BEING_TOLD ? number + 1 : 1;
-		told = &p->result_number[number % N_RESULTS];
-		before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
-		if (before != BEING_TOLD &&
-		    (number - before - 1 < MAX_AGE ||
-		     __atomic_compare_exchange_n(told, &before, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)))
+		if (__atomic_load_n(&p->result_number[number % N_RESULTS], __ATOMIC_SEQ_CST) != BEING_TOLD)
 			return number;
 	}
 	return 0;
 }
 
-bool preload_group_open(const struct preload_question *q, struct preload_group *ret)
+/*
+ * What has been told of groups when the numbers were here before is nothing that has been told of this one. It can't be
+ * joined yet: nobody is to find out by an old number that theirs is the next.
+ */
+static void forget_long_ago(struct preload_place *p, uint32_t number)
+{
+	uint32_t *told = &p->result_number[number % N_RESULTS], before = __atomic_load_n(told, __ATOMIC_SEQ_CST);
+
+	if (before != BEING_TOLD && number - before - 1 >= MAX_AGE)
+		__atomic_compare_exchange_n(told, &before, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+/*
+ * Returns when its request is to be sent: after a group of the same question that is under way, and a moment for those
+ * who are likely to join. It has to be closed before it is sent, and to be told afterwards. False: it has to be sent
+ * without a group.
+ */
+static bool open_group(const struct preload_question *q, struct group *ret)
 {
 	struct preload_place *p = place_of(q);
 	uint64_t word = get_newest(p), next;
@@ -230,9 +217,10 @@ bool preload_group_open(const struct preload_question *q, struct preload_group *
 	next = (uint64_t)number << NUMBER_SHIFT | MEMBER | GATE_BEING_OPENED;
 	if (!change(p, &word, next))
 		return false;
+	forget_long_ago(p, number);
 	copy(&p->question, q, sizeof(*q));
 	PRELOAD_POKE(p->leader, myself());
-	*ret = (struct preload_group){ .place = p, .number = number };
+	*ret = (struct group){ .place = p, .number = number };
 	change(p, &next, (next & ~GATE_MASK) | GATE_OPEN);
 	if (__atomic_load_n(&p->under_way, __ATOMIC_SEQ_CST) != 0)
 		wait_for_turn(p);
@@ -240,9 +228,9 @@ bool preload_group_open(const struct preload_question *q, struct preload_group *
 	return true;
 }
 
-void preload_group_close(struct preload_group *g)
+static void close_group(struct group *g)
 {
-	g->closed_nsec = now_nsec();
+	g->closed_nsec = preload_now();
 	__atomic_store_n(&g->place->asker, myself(), __ATOMIC_RELEASE);
 	/* Before another can be opened, which waits for this one. */
 	__atomic_store_n(&g->place->under_way, g->number, __ATOMIC_SEQ_CST);
@@ -250,10 +238,10 @@ void preload_group_close(struct preload_group *g)
 }
 
 /* Its members, and those who wait for their turn already, are likely to be in the next one. */
-static void expect_back(const struct preload_group *g)
+static void expect_back(const struct group *g)
 {
 	struct preload_place *p = g->place;
-	uint64_t now = now_nsec(), pause = (now - g->closed_nsec) / GATHER_SHARE, word = get_newest(p);
+	uint64_t now = preload_now(), pause = (now - g->closed_nsec) / GATHER_SHARE, word = get_newest(p);
 
 	PRELOAD_POKE(p->expected, g->members + (gate_of(word) == GATE_CLOSED ? 0 : members_of(word)));
 	PRELOAD_POKE(p->until_nsec, now + (pause < GATHER_MAX_NSEC ? pause : GATHER_MAX_NSEC));
@@ -271,10 +259,10 @@ static void tell_members(struct preload_place *p, uint32_t number, enum preload_
 		return;
 	copy(&p->results[number % N_RESULTS], &result, sizeof(result));
 	__atomic_store_n(told, number, __ATOMIC_SEQ_CST);
-	wake(told);
+	preload_wake(told, INT32_MAX);
 }
 
-void preload_group_tell(const struct preload_group *g, enum preload_outcome outcome, const struct preload_reply *reply)
+static void tell_group(const struct group *g, enum preload_outcome outcome, const struct preload_reply *reply)
 {
 	struct preload_place *p = g->place;
 
@@ -285,7 +273,7 @@ void preload_group_tell(const struct preload_group *g, enum preload_outcome outc
 	end_under_way(p, g->number);
 	/* Who begins to wait from now on sees that nothing is under way. */
 	if (__atomic_load_n(&p->n_waiting, __ATOMIC_SEQ_CST))
-		wake(&p->under_way);
+		preload_wake(&p->under_way, INT32_MAX);
 }
 
 /* ---- who joins ---- */
@@ -294,14 +282,14 @@ void preload_group_tell(const struct preload_group *g, enum preload_outcome outc
 static bool wait_for_result(struct preload_place *p, uint32_t number)
 {
 	const uint32_t *told = &p->result_number[number % N_RESULTS];
-	uint64_t until = now_nsec() + 2 * PATIENCE_NSEC;
+	uint64_t until = preload_now() + 2 * PATIENCE_NSEC;
 	uint32_t seen;
 
 	do {
 		seen = __atomic_load_n(told, __ATOMIC_SEQ_CST);
 		if (seen != 0 && seen != BEING_TOLD && (int32_t)(seen - number) >= 0)
 			return seen == number;
-	} while (wait_for_change(told, seen, until));
+	} while (preload_wait(told, seen, until));
 	return false;
 }
 
@@ -324,7 +312,11 @@ static bool become_member(struct preload_place *p, const struct preload_question
 	return false;
 }
 
-bool preload_group_join(const struct preload_question *q, enum preload_outcome *ret_outcome, struct preload_reply *ret)
+enum joined { NOT_JOINED, JOINED, IN_VAIN };
+
+/* NOT_JOINED: there is none with this question that can be. JOINED: `ret` is what it was told. */
+static enum joined join_group(const struct preload_question *q, enum preload_outcome *ret_outcome,
+			      struct preload_reply *ret)
 {
 	struct preload_place *p = place_of(q);
 	struct result result;
@@ -332,21 +324,45 @@ bool preload_group_join(const struct preload_question *q, enum preload_outcome *
 	uint64_t word;
 
 	if (!become_member(p, q, &word))
-		return false;
+		return NOT_JOINED;
 	number = number_of(word);
 	if (members_of(word) == PRELOAD_PEEK(p->expected)) {
 		__atomic_store_n(&p->complete, number, __ATOMIC_SEQ_CST);
-		wake(&p->complete);
+		preload_wake(&p->complete, INT32_MAX);
 	}
 	if (!wait_for_result(p, number)) {
 		/* Nobody may be there to do it. */
 		close_gate(p, number);
-		return false;
+		return IN_VAIN;
 	}
 	copy(&result, &p->results[number % N_RESULTS], sizeof(result));
 	if (__atomic_load_n(&p->result_number[number % N_RESULTS], __ATOMIC_SEQ_CST) != number)
-		return false;
+		return IN_VAIN;
 	*ret_outcome = result.outcome;
 	*ret = result.reply;
-	return true;
+	return JOINED;
+}
+
+/* ---- either ---- */
+
+enum preload_outcome preload_group_ask(const struct preload_question *q, struct preload_ask *ask,
+				       struct preload_reply *ret)
+{
+	enum preload_outcome outcome;
+	struct group group;
+	enum joined joined = join_group(q, &outcome, ret);
+	bool leads = joined == NOT_JOINED && open_group(q, &group);
+
+	/* Again, since another may have opened one meanwhile. */
+	if (joined == NOT_JOINED && !leads)
+		joined = join_group(q, &outcome, ret);
+	if (joined == JOINED)
+		return outcome;
+	ask->prepare(ask);
+	if (leads)
+		close_group(&group);
+	outcome = ask->send(ask, ret);
+	if (leads)
+		tell_group(&group, outcome, ret);
+	return outcome;
 }

@@ -14,8 +14,10 @@
 #include "exchange.h"
 #include "preload.h"
 
-#define N_KEPT        16
-#define PATIENCE_MSEC 1000 /* with an agent that doesn't answer at once: nothing is flushed for these answers */
+#define N_KEPT 16
+
+/* With an agent that doesn't answer at once: nothing is flushed for these answers. */
+#define PATIENCE_NSEC PRELOAD_NSEC_PER_SEC
 
 enum kept_state { KEPT_FREE, KEPT_USED, KEPT_BUSY };
 
@@ -58,15 +60,17 @@ static bool find_mappings(uint64_t device, uint64_t inode, uintptr_t *ret_start,
 	return found;
 }
 
-/* The next packet, or the end, in time. */
-static ssize_t receive_soon(int fd, struct pmem_agent_reply *reply)
+/* The next packet, or the end, by that time. */
+static ssize_t receive_soon(int fd, uint64_t until, struct pmem_agent_reply *reply)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
+	uint64_t now;
 	int r;
 
-	do
-		r = poll(&p, 1, PATIENCE_MSEC);
-	while (r < 0 && errno == EINTR);
+	do {
+		now = preload_now();
+		r = poll(&p, 1, now < until ? (int)((until - now) / 1000000) + 1 : 0);
+	} while (r < 0 && errno == EINTR && now < until);
 	return r > 0 ? exchange_receive(fd, reply, false) : -ETIMEDOUT;
 }
 
@@ -90,8 +94,9 @@ static int hand_over(struct kept *k, int fd)
 	request.id = number;
 	r = exchange_send(k->line.fd, &request, fd);
 	if (r == 0)
-		r = receive_soon(k->line.fd, &reply) == sizeof(reply) && reply.type == PMEM_AGENT_PACKET_KEEP &&
-			    reply.id == number && reply.answer == 0 && reply.error == 0
+		r = receive_soon(k->line.fd, preload_now() + PATIENCE_NSEC, &reply) == sizeof(reply) &&
+			    reply.type == PMEM_AGENT_PACKET_KEEP && reply.id == number && reply.answer == 0 &&
+			    reply.error == 0
 			? 0
 			: -EPROTO;
 	if (r < 0)
@@ -159,7 +164,7 @@ void preload_kept_moved(uintptr_t old, uintptr_t old_end, uintptr_t start, uintp
 }
 
 /* Returns when the agent has dropped it; the connection of one that isn't ours any more is not to be touched. */
-static void drop(struct kept *k)
+static void drop(struct kept *k, uint64_t until)
 {
 	struct pmem_agent_reply reply;
 
@@ -167,7 +172,7 @@ static void drop(struct kept *k)
 		return;
 	if (preload_line_is_ours(&k->line)) {
 		shutdown(k->line.fd, SHUT_WR);
-		receive_soon(k->line.fd, &reply);
+		receive_soon(k->line.fd, until, &reply);
 		preload_line_close(&k->line);
 	}
 	change(k, KEPT_BUSY, KEPT_FREE);
@@ -176,16 +181,18 @@ static void drop(struct kept *k)
 void preload_kept_unmapped(uintptr_t start, uintptr_t end)
 {
 	uint32_t n = __atomic_load_n(&n_kept, __ATOMIC_ACQUIRE);
+	uint64_t until;
 
 	if (n == 0 || !preload_is_own_process())
 		return;
+	until = preload_now() + PATIENCE_NSEC; /* with all of them */
 	for (unsigned int i = 0; i < n; i++) {
 		struct kept *k = &kept[i];
 		uintptr_t first, last;
 
 		if (overlaps(k, start, end) &&
 		    !find_mappings(PRELOAD_PEEK(k->device), PRELOAD_PEEK(k->inode), &first, &last))
-			drop(k);
+			drop(k, until);
 	}
 }
 

@@ -125,13 +125,13 @@ static int make_guarded(const struct call *c, const struct preload_file *file)
 
 	if (file->kind == PRELOAD_DAX_DEVICE)
 		return EIO;
-	if (preload_device_is_lost(file, false))
+	if (preload_device_is_stuck(file) || preload_device_is_lost(file, false))
 		return EIO;
 	error = make(c);
 	if (error == EIO)
 		preload_device_stick(file);
 	/* The error may have gone to somebody who made a flush at the same time: also to the worker of a dead agent. */
-	return error == 0 && preload_device_is_lost(file, true) ? EIO : error;
+	return error == 0 && (preload_device_is_stuck(file) || preload_device_is_lost(file, true)) ? EIO : error;
 }
 
 static bool is_read_only(int fd)
@@ -184,17 +184,24 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 
 #define CHANGED (-1)
 
+/* The agent, what has failed without it; EIO or CHANGED. */
+static int tell(struct preload_handle h, const struct preload_file *file)
+{
+	enum preload_outcome told = preload_device_is_to_tell(file) ? preload_tell(h, file) : PRELOAD_UNASKED;
+
+	if (told == PRELOAD_TOLD)
+		preload_device_told(file);
+	return told == PRELOAD_CHANGED ? CHANGED : EIO;
+}
+
 /* 0 or an errno; or CHANGED: `h` is of another file. */
 static int flush(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file, struct call *c)
 {
 	struct preload_reply reply;
 	int error;
 
-	if (preload_device_is_stuck(file)) {
-		if (preload_device_is_to_tell(file) && preload_tell(h, file))
-			preload_device_told(file);
-		return EIO;
-	}
+	if (preload_device_is_stuck(file))
+		return tell(h, file);
 	if (file->kind == PRELOAD_EMULATED || file->kind == PRELOAD_DAX_DEVICE)
 		scope = PMEM_AGENT_SCOPE_AUTO;
 	switch (h.fd >= 0 || h.kept ? preload_ask(h, scope, file, &reply) : PRELOAD_UNASKED) {

@@ -132,6 +132,19 @@ const struct pmem_agent_page *preload_page_find(const char *directory, uint64_t 
 bool preload_page_is_lost(const struct pmem_agent_page *page, bool settle);
 bool preload_page_any_is_lost(const char *directory, bool emulated, bool settle);
 
+/* ---- preload-wait.c ---- */
+
+#define PRELOAD_NSEC_PER_SEC 1000000000ULL
+
+/* CLOCK_MONOTONIC, in nanoseconds. */
+uint64_t preload_now(void);
+
+/* While the word is `seen`, until then at the latest. False: it is that time. */
+bool preload_wait(const uint32_t *word, uint32_t seen, uint64_t until);
+
+/* So many of those who wait. */
+void preload_wake(const uint32_t *word, int n);
+
 /* ---- preload-agent.c ---- */
 
 #define PRELOAD_HIGH_FD 960 /* where no application expects its own, and select() still reaches */
@@ -151,7 +164,7 @@ struct preload_line {
 	uint64_t inode; /* of the socket: whether the number is still ours */
 };
 
-/* 0 or a negative errno. */
+/* 0; -EAGAIN: too many wait for the agent to accept them; or another negative errno. */
 int preload_line_connect(struct preload_line *line);
 bool preload_line_is_ours(const struct preload_line *line);
 void preload_line_close(const struct preload_line *line);
@@ -179,8 +192,8 @@ struct preload_handle {
 enum preload_outcome preload_ask(struct preload_handle h, enum pmem_agent_scope scope, const struct preload_file *file,
 				 struct preload_reply *ret);
 
-/* Tells the agent that a real call on `file` has failed. False: it doesn't know. */
-bool preload_tell(struct preload_handle h, const struct preload_file *file);
+/* Tells the agent that a real call on `file` has failed: PRELOAD_TOLD, else it doesn't know. As preload_ask(). */
+enum preload_outcome preload_tell(struct preload_handle h, const struct preload_file *file);
 
 /* ---- preload-kept.c ---- */
 
@@ -216,8 +229,6 @@ void preload_fd_closing(int fd);
 
 /* ---- preload-group.c ---- */
 
-#define PRELOAD_MAX_WAIT_SEC 1 /* for other threads */
-
 /* All of it: what is padding in a structure is compared too. */
 struct preload_question {
 	uint64_t device, inode, kept;
@@ -228,27 +239,15 @@ struct preload_question {
 /* For a process of its own: nobody of its parent's will come. */
 void preload_group_inherit(void);
 
-/* What its leader knows of it. */
-struct preload_group {
-	struct preload_place *place;
-	uint32_t number, members;
-	uint64_t closed_nsec;
+/* How it is asked: `prepare` while others may still join, `send` when what they have stored is to be flushed. */
+struct preload_ask {
+	void (*prepare)(struct preload_ask *ask);
+	enum preload_outcome (*send)(struct preload_ask *ask, struct preload_reply *ret);
 };
 
-/*
- * False: there is none with this question that can be joined, or it isn't told in time: open one. Else `ret` is what
- * it was told.
- */
-bool preload_group_join(const struct preload_question *q, enum preload_outcome *ret_outcome, struct preload_reply *ret);
-
-/*
- * Returns when its request is to be sent: after a group of the same question that is under way, and a moment for those
- * who are likely to join. It has to be closed before it is sent, and to be told afterwards. False: it has to be sent
- * without a group.
- */
-bool preload_group_open(const struct preload_question *q, struct preload_group *ret);
-void preload_group_close(struct preload_group *g);
-void preload_group_tell(const struct preload_group *g, enum preload_outcome outcome, const struct preload_reply *reply);
+/* By this thread, or by another that asks the same, after this call has begun. */
+enum preload_outcome preload_group_ask(const struct preload_question *q, struct preload_ask *ask,
+				       struct preload_reply *ret);
 
 /* ---- preload-map.c ---- */
 

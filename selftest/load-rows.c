@@ -15,6 +15,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -371,6 +372,34 @@ static int msync_descriptor_reused(void)
 	return row_close(fd, r);
 }
 
+/* By calls that no library sees. */
+static int msync_descriptor_reused_raw(void)
+{
+	int fd = open(row_path, O_RDWR | O_CLOEXEC), other = open("/dev/null", O_RDWR | O_CLOEXEC), r;
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	syscall(SYS_dup3, other, fd, O_CLOEXEC);
+	p[0] = 1;
+	errno = 77;
+	r = msync(p, PAGE, MS_SYNC);
+	munmap(p, PAGE);
+	close(other);
+	return row_close(fd, r);
+}
+
+static int msync_descriptor_closed_raw(void)
+{
+	int fd = open(row_path, O_RDWR | O_CLOEXEC), r;
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	syscall(SYS_close, fd);
+	p[0] = 1;
+	errno = 77;
+	r = msync(p, PAGE, MS_SYNC);
+	munmap(p, PAGE);
+	return r;
+}
+
 static int mapping(int flags, int fd, off_t offset, size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ, flags, fd, offset);
@@ -516,6 +545,8 @@ static const struct {
 	ROW(msync_private),
 	ROW(msync_descriptor_closed),
 	ROW(msync_descriptor_reused),
+	ROW(msync_descriptor_reused_raw),
+	ROW(msync_descriptor_closed_raw),
 	ROW(mmap_shared),
 	ROW(mmap_bad_descriptor),
 	ROW(mmap_nothing),

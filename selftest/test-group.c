@@ -68,6 +68,7 @@ static long call_futex(long number, const uint32_t *word, int operation, uint32_
 #define clock_gettime(clock, ts) get_time(clock, ts)
 
 #include "lib/preload-group.c"
+#include "lib/preload-wait.c"
 
 #define N_THREADS 32
 
@@ -78,7 +79,7 @@ struct member {
 	pthread_t thread;
 	struct preload_question question;
 	bool is_slow, joined, opened;
-	struct preload_group group;
+	struct group group;
 	enum preload_outcome outcome;
 	struct preload_reply reply;
 };
@@ -87,16 +88,16 @@ static void *join(void *userdata)
 {
 	struct member *m = userdata;
 
-	m->joined = preload_group_join(&m->question, &m->outcome, &m->reply);
+	m->joined = join_group(&m->question, &m->outcome, &m->reply) == JOINED;
 	return NULL;
 }
 
-static void *open_group(void *userdata)
+static void *lead(void *userdata)
 {
 	struct member *m = userdata;
 
 	is_slow = m->is_slow;
-	m->opened = preload_group_open(&m->question, &m->group);
+	m->opened = open_group(&m->question, &m->group);
 	return NULL;
 }
 
@@ -134,11 +135,11 @@ static unsigned int end(struct member *members, unsigned int n)
 }
 
 /* As by another thread, which is none of those that call. */
-static struct preload_group open_elsewhere(void)
+static struct group open_elsewhere(void)
 {
-	struct preload_group group;
+	struct group group;
 
-	assert_true(preload_group_open(&asked, &group));
+	assert_true(open_group(&asked, &group));
 	PRELOAD_POKE(group.place->leader, &places);
 	return group;
 }
@@ -162,12 +163,12 @@ static void test_shared(void **state)
 	struct member members[N_THREADS];
 
 	for (unsigned int round = 0; round < 3 * N_RESULTS; round++) {
-		struct preload_group group;
+		struct group group;
 
-		assert_true(preload_group_open(&asked, &group));
+		assert_true(open_group(&asked, &group));
 		start(members, N_THREADS);
-		preload_group_close(&group);
-		preload_group_tell(&group, PRELOAD_TOLD, &durable);
+		close_group(&group);
+		tell_group(&group, PRELOAD_TOLD, &durable);
 		assert_int_equal(end(members, N_THREADS), N_THREADS);
 		for (unsigned int i = 0; i < N_THREADS; i++) {
 			assert_int_equal(members[i].outcome, PRELOAD_TOLD);
@@ -179,13 +180,13 @@ static void test_shared(void **state)
 /* One after the other: nothing is waited for, and nobody is woken. */
 static void test_alone(void **state)
 {
-	struct preload_group group;
+	struct group group;
 
 	n_waits = n_wakes = 0;
 	for (unsigned int i = 0; i < 10; i++) {
-		assert_true(preload_group_open(&asked, &group));
-		preload_group_close(&group);
-		preload_group_tell(&group, PRELOAD_TOLD, &durable);
+		assert_true(open_group(&asked, &group));
+		close_group(&group);
+		tell_group(&group, PRELOAD_TOLD, &durable);
 	}
 	assert_int_equal(n_waits + n_wakes, 0);
 }
@@ -194,76 +195,80 @@ static void test_alone(void **state)
 static void test_closed(void **state)
 {
 	struct member late = { .question = asked };
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 
-	preload_group_close(&group);
+	close_group(&group);
 	join(&late);
 	assert_false(late.joined);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	join(&late);
 	assert_false(late.joined);
+}
+
+/* As `asked`, but for one thing; in the same place, whatever its hash is. */
+static struct preload_question find_other(unsigned int which)
+{
+	struct preload_question q = asked;
+	uint64_t *wide[] = { &q.device, &q.inode, &q.kept };
+
+	do {
+		if (which < 3)
+			++*wide[which];
+		else if (which == 3)
+			q.fd++;
+		else
+			q.scope++;
+	} while (place_of(&q) != place_of(&asked));
+	return q;
 }
 
 static void test_other_question(void **state)
 {
-	struct preload_group group = open_elsewhere(), other;
+	struct group group = open_elsewhere(), other;
 	struct member m;
 
 	for (unsigned int i = 0; i < 5; i++) {
-		m = (struct member){ .question = asked };
-		*(uint64_t *[]){ &m.question.device, &m.question.inode, &m.question.kept }[i % 3] += i < 3;
-		m.question.fd += i == 3;
-		m.question.scope += i == 4;
+		m = (struct member){ .question = find_other(i) };
 		join(&m);
 		assert_false(m.joined);
+		assert_int_equal(members_of(get_newest(group.place)), 1);
 	}
-	assert_false(preload_group_open(&asked, &other));
-	preload_group_close(&group);
-}
-
-/* One with the same place, whatever its hash is. */
-static struct preload_question find_neighbour(void)
-{
-	struct preload_question q = asked;
-
-	do
-		q.inode++;
-	while (place_of(&q) != place_of(&asked));
-	return q;
+	assert_false(open_group(&asked, &other));
+	close_group(&group);
 }
 
 /* A place is one question's as long as anything is under way there. */
 static void test_neighbour(void **state)
 {
-	struct preload_question neighbour = find_neighbour();
-	struct preload_group group = open_elsewhere(), other;
+	struct preload_question neighbour = find_other(1);
+	struct group group = open_elsewhere(), other;
 
-	preload_group_close(&group);
-	assert_false(preload_group_open(&neighbour, &other));
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
-	assert_true(preload_group_open(&neighbour, &other));
-	preload_group_close(&other);
-	preload_group_tell(&other, PRELOAD_TOLD, &durable);
+	close_group(&group);
+	assert_false(open_group(&neighbour, &other));
+	tell_group(&group, PRELOAD_TOLD, &durable);
+	assert_true(open_group(&neighbour, &other));
+	close_group(&other);
+	tell_group(&other, PRELOAD_TOLD, &durable);
 }
 
 /* The next group is not sent before the one under way has been told, and then with all who were in either. */
 static void test_turn(void **state)
 {
 	struct member leader, members[2];
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 
 	start(&members[0], 1);
-	preload_group_close(&group);
-	start_one(&leader, open_group, true);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	close_group(&group);
+	start_one(&leader, lead, true);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	assert_int_equal(end(&members[0], 1), 1);
 	assert_int_equal(PRELOAD_PEEK(place_of(&asked)->expected), 3);
 	start(members, 2);
 	pthread_join(leader.thread, NULL);
 	assert_true(leader.opened);
-	preload_group_close(&leader.group);
+	close_group(&leader.group);
 	assert_int_equal(leader.group.members, 3);
-	preload_group_tell(&leader.group, PRELOAD_TOLD, &durable);
+	tell_group(&leader.group, PRELOAD_TOLD, &durable);
 	assert_int_equal(end(members, 2), 2);
 }
 
@@ -271,34 +276,34 @@ static void test_turn(void **state)
 static void test_not_back(void **state)
 {
 	struct member m;
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 
 	start(&m, 1);
-	preload_group_close(&group);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	close_group(&group);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	assert_int_equal(end(&m, 1), 1);
-	assert_true(preload_group_open(&asked, &group));
-	preload_group_close(&group);
+	assert_true(open_group(&asked, &group));
+	close_group(&group);
 	assert_int_equal(group.members, 1);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 }
 
 /* A handler of the thread that leads, or whose request is under way: it waits for nothing of its own. */
 static void test_handler(void **state)
 {
 	struct member m = { .question = asked };
-	struct preload_group group, inner;
+	struct group group, inner;
 
 	n_waits = 0;
-	assert_true(preload_group_open(&asked, &group));
+	assert_true(open_group(&asked, &group));
 	join(&m);
 	assert_false(m.joined);
-	assert_false(preload_group_open(&asked, &inner));
-	preload_group_close(&group);
-	assert_true(preload_group_open(&asked, &inner));
-	preload_group_close(&inner);
-	preload_group_tell(&inner, PRELOAD_TOLD, &durable);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	assert_false(open_group(&asked, &inner));
+	close_group(&group);
+	assert_true(open_group(&asked, &inner));
+	close_group(&inner);
+	tell_group(&inner, PRELOAD_TOLD, &durable);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	assert_int_equal(n_waits, 0);
 }
 
@@ -306,27 +311,27 @@ static void test_handler(void **state)
 static void test_handler_of_asker(void **state)
 {
 	struct member leader, m = { .question = asked };
-	struct preload_group group, inner;
+	struct group group, inner;
 
-	assert_true(preload_group_open(&asked, &group));
-	preload_group_close(&group);
-	start_one(&leader, open_group, false);
+	assert_true(open_group(&asked, &group));
+	close_group(&group);
+	start_one(&leader, lead, false);
 	n_waits = 0;
 	join(&m);
 	assert_false(m.joined);
-	assert_false(preload_group_open(&asked, &inner));
+	assert_false(open_group(&asked, &inner));
 	assert_int_equal(n_waits, 0);
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	pthread_join(leader.thread, NULL);
-	preload_group_close(&leader.group);
-	preload_group_tell(&leader.group, PRELOAD_TOLD, &durable);
+	close_group(&leader.group);
+	tell_group(&leader.group, PRELOAD_TOLD, &durable);
 }
 
 /* When the numbers begin anew, what was told of groups long ago is no answer. */
 static void test_numbers_begin_anew(void **state)
 {
 	struct preload_place *p = place_of(&asked);
-	struct preload_group group;
+	struct group group;
 	struct member m;
 
 	p->newest = (uint64_t)(BEING_TOLD - 2) << NUMBER_SHIFT;
@@ -337,44 +342,78 @@ static void test_numbers_begin_anew(void **state)
 		group = open_elsewhere();
 		assert_in_range(group.number, 1, BEING_TOLD - 1);
 		start(&m, 1);
-		preload_group_close(&group);
+		close_group(&group);
 		if (i % 2)
-			preload_group_tell(&group, PRELOAD_TOLD, &durable);
+			tell_group(&group, PRELOAD_TOLD, &durable);
 		assert_int_equal(end(&m, 1), i % 2);
 		end_under_way(p, group.number);
 	}
 }
 
+/* Who has looked for the next number before it was another's, and only now goes on: what that one was told stays. */
+static void test_late_to_open(void **state)
+{
+	struct preload_place *p = place_of(&asked);
+	struct group group = open_elsewhere();
+	uint32_t told;
+
+	close_group(&group);
+	group.members = 2;
+	tell_group(&group, PRELOAD_TOLD, &durable);
+	told = p->result_number[group.number % N_RESULTS];
+	assert_int_equal(told, group.number);
+	assert_int_equal(next_number(p, group.number - 1), group.number);
+	assert_int_equal(p->result_number[group.number % N_RESULTS], told);
+}
+
 #define N_STORMS 400
 
 static struct {
-	uint64_t sent, done; /* requests */
+	uint64_t sent; /* requests */
 	uint64_t longest;
+	unsigned int wrong; /* answers */
 } storm;
 
-/* What a thread does with it, and a request that ends when others have run. */
+static void prepare(struct preload_ask *ask)
+{
+	sched_yield();
+}
+
+/* A request that ends when others have run. */
+static enum preload_outcome send(struct preload_ask *ask, struct preload_reply *ret)
+{
+	ret->page = __atomic_add_fetch(&storm.sent, 1, __ATOMIC_SEQ_CST);
+	for (unsigned int i = 0; i < 20; i++)
+		sched_yield();
+	return PRELOAD_TOLD;
+}
+
+/* Who has waited in vain asks by itself, and waits for nobody again. */
+static void test_in_vain(void **state)
+{
+	struct preload_ask ask = { .prepare = prepare, .send = send };
+	struct preload_reply reply = { .page = 0 };
+	struct group group = open_elsewhere();
+
+	/* And one before it is under way. */
+	PRELOAD_POKE(group.place->asker, &places);
+	group.place->under_way = group.number + N_RESULTS;
+	go_fast();
+	n_waits = 0;
+	assert_int_equal(preload_group_ask(&asked, &ask, &reply), PRELOAD_TOLD);
+	assert_int_equal(reply.page, storm.sent);
+	assert_int_equal(n_waits, 1);
+}
+
 static void ask_once(void)
 {
 	uint64_t begun = real_nsec(), sent = __atomic_load_n(&storm.sent, __ATOMIC_SEQ_CST), took;
+	struct preload_ask ask = { .prepare = prepare, .send = send };
 	struct preload_reply reply = { .page = 0 };
-	enum preload_outcome outcome;
-	struct preload_group group;
-	bool leads;
 
-	if (!preload_group_join(&asked, &outcome, &reply)) {
-		leads = preload_group_open(&asked, &group);
-		if (leads || !preload_group_join(&asked, &outcome, &reply)) {
-			if (leads)
-				preload_group_close(&group);
-			reply.page = __atomic_add_fetch(&storm.sent, 1, __ATOMIC_SEQ_CST);
-			for (unsigned int i = 0; i < 20; i++)
-				sched_yield();
-			if (leads)
-				preload_group_tell(&group, PRELOAD_TOLD, &reply);
-		}
-	}
-	/* It was sent after this call had begun. */
-	assert_true(reply.page > sent);
+	/* It is to be sent after this call has begun. */
+	if (preload_group_ask(&asked, &ask, &reply) != PRELOAD_TOLD || reply.page <= sent)
+		__atomic_fetch_add(&storm.wrong, 1, __ATOMIC_SEQ_CST);
 	took = real_nsec() - begun;
 	for (uint64_t was = __atomic_load_n(&storm.longest, __ATOMIC_SEQ_CST);
 	     took > was &&
@@ -402,11 +441,17 @@ static void test_storm(void **state)
 		pthread_join(threads[i], NULL);
 	print_message("# %" PRIu64 " requests for %u calls, the longest took %" PRIu64 " ms\n", storm.sent,
 		      N_THREADS * N_STORMS, storm.longest / 1000000);
+	assert_int_equal(storm.wrong, 0);
 	assert_in_range(storm.longest, 0, PATIENCE_NSEC - 1);
 }
 
+/* alarm(), which ends a test that takes too long, has the same timer. */
 static void on_signal(int number)
 {
+	static unsigned int n;
+
+	if (++n == 20000)
+		_exit(1);
 }
 
 /* Signals that come often don't make the waits longer. */
@@ -414,15 +459,15 @@ static void test_signals(void **state)
 {
 	const struct sigaction action = { .sa_handler = on_signal };
 	const struct itimerval often = { { .tv_usec = 1000 }, { .tv_usec = 1000 } }, never = { { 0 } };
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 	struct member m = { .question = asked };
 
 	go_fast();
-	preload_group_close(&group);
+	close_group(&group);
 	PRELOAD_POKE(group.place->asker, &places);
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);
-	open_group(&m);
+	lead(&m);
 	assert_true(m.opened);
 	PRELOAD_POKE(group.place->leader, &places);
 	join(&(struct member){ .question = asked });
@@ -434,7 +479,7 @@ static void test_signals(void **state)
 static void test_never_told(void **state)
 {
 	struct member m, leader;
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 
 	go_fast();
 	start(&m, 1);
@@ -442,8 +487,8 @@ static void test_never_told(void **state)
 	join(&m);
 	assert_false(m.joined);
 	group = open_elsewhere();
-	preload_group_close(&group);
-	start_one(&leader, open_group, false);
+	close_group(&group);
+	start_one(&leader, lead, false);
 	pthread_join(leader.thread, NULL);
 	assert_true(leader.opened);
 	assert_int_equal(PRELOAD_PEEK(place_of(&asked)->under_way), 0);
@@ -453,13 +498,13 @@ static void test_never_told(void **state)
 static void test_overtaken(void **state)
 {
 	struct member m;
-	struct preload_group group = open_elsewhere();
+	struct group group = open_elsewhere();
 
 	go_fast();
 	start(&m, 1);
-	preload_group_close(&group);
+	close_group(&group);
 	group.number += N_RESULTS;
-	preload_group_tell(&group, PRELOAD_TOLD, &durable);
+	tell_group(&group, PRELOAD_TOLD, &durable);
 	assert_int_equal(end(&m, 1), 0);
 }
 
@@ -467,16 +512,16 @@ static void test_overtaken(void **state)
 static void test_told_by_two(void **state)
 {
 	struct member m;
-	struct preload_group group = open_elsewhere(), second = group;
+	struct group group = open_elsewhere(), second = group;
 	uint32_t *told = &place_of(&asked)->result_number[group.number % N_RESULTS];
 
 	go_fast();
 	*told = BEING_TOLD;
 	second.number += N_RESULTS;
-	preload_group_tell(&second, PRELOAD_TOLD, &durable);
+	tell_group(&second, PRELOAD_TOLD, &durable);
 	assert_int_equal(*told, BEING_TOLD);
 	start(&m, 1);
-	preload_group_close(&group);
+	close_group(&group);
 	assert_int_equal(end(&m, 1), 0);
 }
 
@@ -498,6 +543,8 @@ int main(void)
 		TEST(test_overtaken),
 		TEST(test_told_by_two),
 		TEST(test_numbers_begin_anew),
+		TEST(test_late_to_open),
+		TEST(test_in_vain),
 		TEST(test_signals),
 		TEST(test_storm),
 	};

@@ -140,6 +140,29 @@ static void test_real_call_fails(void **state)
 	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
+/* It is told so also by who has no number any more of the descriptor by which the memory was mapped. */
+static void test_told_of_memory(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+
+	assert_int_equal(served_stop_agent(&served), 0);
+	setenv("PRELOAD_FAIL", served.session.emulated, 1);
+	start_program(&p, true, WORDS("fsync", "renumber", "pause", "msync"));
+	unsetenv("PRELOAD_FAIL");
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "renumber 0 0");
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(served_start_agent(&served), 0);
+	go_on(&p);
+	assert_prints(&p, "msync -1 5");
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
+	end_program(&p);
+	acknowledge(page->agent.loss);
+	assert_words_fail(false);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
 /* Where its only thread waits, says the kernel. */
 static void wait_until_in(const struct program *p, int number)
 {
@@ -274,6 +297,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_no_agent),
 		cmocka_unit_test(test_split),
 		cmocka_unit_test(test_real_call_fails),
+		cmocka_unit_test(test_told_of_memory),
 		cmocka_unit_test(test_agent_killed_in_mid_wait),
 		cmocka_unit_test(test_loss),
 		cmocka_unit_test(test_worker),

@@ -98,7 +98,6 @@ static void wait_for_kept(unsigned int n)
 		sched_yield();
 }
 
-/* Where the application has closed it the agent has one, until nothing is mapped of it any more. */
 /* What has been looked up and kept open is a process's own, and the application may close it. */
 static void test_kept_open(void **state)
 {
@@ -115,6 +114,7 @@ static void test_kept_open(void **state)
 	}
 }
 
+/* Where the application has closed it the agent has one, until nothing is mapped of it any more. */
 static void test_no_descriptor(void **state)
 {
 	static const char *const closes[] = { "close", "fclose" };
