@@ -7,6 +7,7 @@
 
 #include "answer.h"
 #include "bus-private.h"
+#include "text.h"
 
 /* Fewer than dbus-daemon lets one client wait for (128), so that it can still ask something else. */
 #define BUS_MAX_CALLS_PER_CLIENT 96
@@ -14,9 +15,18 @@
 #define BUS_ACTION_FLUSH         "io.pmem.agent.flush"
 #define BUS_ACTION_ACKNOWLEDGE   "io.pmem.agent.acknowledge"
 
+/* It may have a name that somebody has made up, or a part of one. */
+static int set_error(sd_bus_error *error, const char *name, const char *detail)
+{
+	char text[MOUNT_DETAIL_MAX];
+
+	snprintf(text, sizeof(text), "%s", detail);
+	return sd_bus_error_set(error, name, text_make_utf8(text));
+}
+
 static int set_answer(sd_bus_error *error, enum pmem_agent_answer answer, const char *detail)
 {
-	return sd_bus_error_set(error, answer_dbus_error(answer), detail[0] ? detail : answer_get(answer)->meaning);
+	return set_error(error, answer_dbus_error(answer), detail[0] ? detail : answer_get(answer)->meaning);
 }
 
 /* ---- calls ---- */
@@ -422,8 +432,10 @@ static void call_authorize(struct bus_call *call)
 		return;
 	}
 	bus_count_checks(c->bus, c->uid, &all, &of_user);
-	if (all >= BUS_MAX_CHECKS || of_user >= bus_share(BUS_MAX_CHECKS))
+	if (of_user >= bus_share(BUS_MAX_CHECKS))
 		call_end_too_many(call, of_user, "of your user for polkit ");
+	else if (all >= BUS_MAX_CHECKS)
+		call_end_too_many(call, all, "for polkit ");
 	else if (polkit_check(call->message, call->action, on_authorized, call, &call->polkit) < 0)
 		bus_call_refuse(call, PMEM_AGENT_DENIED, "polkit could not be asked; only root may do this now");
 }
@@ -485,13 +497,16 @@ int bus_call_wait(struct bus *b, sd_bus_message *m, const char *ticket, const st
 {
 	struct bus_call *call;
 	uint64_t number;
+	char why[96];
 	int r = ticket_parse(&b->tickets, ticket, &number);
 
 	if (r == -ESTALE)
 		return set_answer(error, PMEM_AGENT_UNKNOWN,
 				  "the ticket is of an agent before this one, and nobody knows what became of it");
-	if (r < 0)
-		return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS, "\"%.64s\" is no ticket", ticket);
+	if (r < 0) {
+		snprintf(why, sizeof(why), "\"%.64s\" is no ticket", ticket);
+		return set_error(error, SD_BUS_ERROR_INVALID_ARGS, why);
+	}
 	r = call_new(b, m, &call, error);
 	if (r < 0)
 		return r;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bus-private.h"
+#include "text.h"
 
 /* ---- options of the flush methods ---- */
 
@@ -110,6 +111,14 @@ static int read_options(sd_bus_message *m, enum mount_scope only, struct bus_opt
 
 /* ---- io.pmem.Agent1.Manager ---- */
 
+/* With names in it that others have made up. */
+static int append_text(sd_bus_message *m, const char *text)
+{
+	_cleanup_free_ char *copy = strdup(text);
+
+	return copy ? sd_bus_message_append(m, "s", text_make_utf8(copy)) : -ENOMEM;
+}
+
 static int get_boot_id(sd_bus *bus, const char *path, const char *interface, const char *property,
 		       sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
@@ -139,7 +148,7 @@ static int get_state_problem(sd_bus *bus, const char *path, const char *interfac
 {
 	struct bus *b = userdata;
 
-	return sd_bus_message_append(reply, "s", manager_get_state_problem(b->manager));
+	return append_text(reply, manager_get_state_problem(b->manager));
 }
 
 static int get_scan_problem(sd_bus *bus, const char *path, const char *interface, const char *property,
@@ -147,7 +156,7 @@ static int get_scan_problem(sd_bus *bus, const char *path, const char *interface
 {
 	struct bus *b = userdata;
 
-	return sd_bus_message_append(reply, "s", manager_get_scan_problem(b->manager));
+	return append_text(reply, manager_get_scan_problem(b->manager));
 }
 
 static int get_version(sd_bus *bus, const char *path, const char *interface, const char *property,
@@ -305,7 +314,7 @@ static int get_evidence(sd_bus *bus, const char *path, const char *interface, co
 	int r = sd_bus_message_open_container(reply, 'a', "s");
 
 	for (unsigned int i = 0; r >= 0 && i < region->n_evidence; i++)
-		r = sd_bus_message_append(reply, "s", region->evidence[i]);
+		r = append_text(reply, region->evidence[i]);
 	return r < 0 ? r : sd_bus_message_close_container(reply);
 }
 

@@ -115,8 +115,13 @@ static int print_tree(const struct doctor_facts *f, const struct doctor_report *
 /* Names come from elsewhere; none of them shall speak to a terminal. */
 static void print_harmless(const char *text)
 {
-	for (; *text; text++)
-		putchar((unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text);
+	for (; *text; text++) {
+		/* U+0080 to U+009F are for the terminal, too. */
+		bool c1 = (unsigned char)text[0] == 0xc2 && ((unsigned char)text[1] & 0xe0) == 0x80;
+
+		text += c1;
+		putchar(c1 || (unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text);
+	}
 }
 
 static void print_finding(const struct doctor_facts *f, const struct doctor_finding *n)

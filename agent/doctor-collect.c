@@ -100,12 +100,10 @@ static bool add_namespace_of(struct doctor_facts *f, dev_t devnum, bool characte
 {
 	for (unsigned int i = 0; i < f->regions.n_regions; i++) {
 		const struct region *r = f->regions.regions[i];
+		const struct namespace *ns = region_find_device(r, devnum, character);
 
-		for (unsigned int j = 0; j < r->n_namespaces && region_has_device(r, devnum, character); j++) {
-			if (r->namespaces[j].devnum != devnum ||
-			    (r->namespaces[j].mode == NAMESPACE_MODE_DEVDAX) != character)
-				continue;
-			add_namespace(f, r, &r->namespaces[j], parent);
+		if (ns) {
+			add_namespace(f, r, ns, parent);
 			return true;
 		}
 	}
@@ -333,7 +331,7 @@ static void collect_mounts(struct doctor_facts *f)
 			continue;
 		for (unsigned int j = 0; j < t.n_leaves; j++)
 			for (unsigned int k = 0; k < f->regions.n_regions; k++)
-				pmem |= region_has_device(f->regions.regions[k], t.leaves[j].devnum, false);
+				pmem |= region_find_device(f->regions.regions[k], t.leaves[j].devnum, false) != NULL;
 		if (pmem && add_filesystem(f, &t, -1, r, detail) != 0)
 			f->n_layers = before;
 	}

@@ -17,7 +17,7 @@
 /* Takes `value` over. One that finds no room is gone: the host has to ask again. */
 void host_send_answer(struct host *h, const char *key, struct json_object *value, struct json_object *id)
 {
-	_cleanup_(json_putp) struct json_object *o = json_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 
 	json_add(o, key, value);
 	if (id)
@@ -141,7 +141,7 @@ static int read_features(struct json_object *features, bool *ret_flush, bool *re
 
 static int command_negotiate(struct host *h, struct json_object *arguments, struct json_object *id)
 {
-	_cleanup_(json_putp) struct json_object *accepted = json_new_array();
+	_cleanup_(json_unrefp) struct json_object *accepted = json_new_array();
 	struct json_object *protocol = NULL, *features = NULL, *o;
 	bool flush = false, confirm = false;
 	uint64_t version = 1;
@@ -322,7 +322,7 @@ static void run(struct host *h, const struct command *c, struct json_object *arg
 
 void host_run_command(struct host *h, struct json_object *o)
 {
-	_cleanup_(json_putp) struct json_object *none = json_new_object();
+	_cleanup_(json_unrefp) struct json_object *none = json_new_object();
 	struct json_object *name = NULL, *arguments = NULL, *id = NULL;
 	char text[256] = "known commands:";
 

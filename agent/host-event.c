@@ -19,7 +19,7 @@ static void add_timestamp(struct json_object *o)
 /* An event that finds no room is counted, and all after it, until the host can be told the state. */
 int host_send_event(struct host *h, const char *name, struct json_object *data)
 {
-	_cleanup_(json_putp) struct json_object *o = json_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 	int r = h->missed > 0 ? -ENOBUFS : 0;
 
 	json_add_u64(data, "sequence", ++h->sequence);

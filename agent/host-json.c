@@ -4,6 +4,7 @@
 
 #include "host-json.h"
 #include "log.h"
+#include "text.h"
 
 /*
  * A message with something left out would tell the host something else, one that could not be read is no bad one, and
@@ -65,9 +66,17 @@ struct json_object *json_parse(struct json_tokener *tokener, const char *text, s
 	return o;
 }
 
+/* As others have named it, in UTF-8. NULL: no memory. */
+static struct json_object *json_new_string(const char *text)
+{
+	_cleanup_free_ char *copy = strdup(text);
+
+	return copy ? json_object_new_string(text_make_utf8(copy)) : NULL;
+}
+
 void json_add_string(struct json_object *o, const char *key, const char *value)
 {
-	json_add(o, key, json_object_new_string(value ? value : ""));
+	json_add(o, key, json_new_string(value ? value : ""));
 }
 
 void json_add_u64(struct json_object *o, const char *key, uint64_t value)
@@ -112,7 +121,7 @@ struct json_object *json_describe_region(const struct manager_region *mr)
 	json_add(o, "asynchronous", json_object_new_boolean(region->asynchronous));
 	json_add_string(o, "method", region_method_to_string(region->method));
 	for (unsigned int i = 0; i < region->n_evidence; i++)
-		json_append(evidence, json_object_new_string(region->evidence[i]));
+		json_append(evidence, json_new_string(region->evidence[i]));
 	json_add(o, "evidence", evidence);
 	json_add_string(o, "attestation", region_attestation_to_string(region->attestation));
 	json_add(o, "served", json_object_new_boolean(manager_region_is_served(mr)));

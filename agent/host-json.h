@@ -4,16 +4,8 @@
  */
 #pragma once
 
-#include <json-c/json.h>
-
+#include "json-get.h"
 #include "manager.h"
-
-static inline struct json_object *json_put(struct json_object *o)
-{
-	json_object_put(o);
-	return NULL;
-}
-DEFINE_CLEANUP(struct json_object *, json_put)
 
 /* As json-c's, and never without the memory for it. They take `value` over, which is not NULL. */
 struct json_object *json_new_object(void);

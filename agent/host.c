@@ -34,7 +34,7 @@ int host_send(struct host *h, struct json_object *o)
 
 static void greet(struct host *h)
 {
-	_cleanup_(json_putp) struct json_object *o = json_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 
 	h->complained = false;
 	json_add(o, "pmem-agent", host_describe(h));
@@ -74,7 +74,7 @@ static void on_disconnected(struct channel *c, void *userdata)
 static void on_line(struct channel *c, char *line, size_t size, void *userdata)
 {
 	struct host *h = userdata;
-	_cleanup_(json_putp) struct json_object *o = NULL;
+	_cleanup_(json_unrefp) struct json_object *o = NULL;
 
 	o = json_parse(h->tokener, line, size + 1);
 	if (json_object_is_type(o, json_type_object))

@@ -22,8 +22,6 @@
 /* What failed is tried again after this. */
 #define LOSS_RETRY_USEC (30 * USEC_PER_SEC)
 
-#define store(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELEASE)
-
 struct loss_record {
 	struct state_record record; /* if damaged: nothing */
 	uint64_t hash;
@@ -260,9 +258,9 @@ static void recall(struct manager_region *mr)
 	manager_region_get_status(mr, &status);
 	round_publish_loss(mr);
 	if (status.loss.number == 0)
-		store(mr->page->agent.loss, status.acknowledged);
-	store(mr->page->agent.acknowledged, status.acknowledged);
-	store(mr->page->agent.recalled, 1);
+		page_store(mr->page->agent.loss, status.acknowledged);
+	page_store(mr->page->agent.acknowledged, status.acknowledged);
+	page_store(mr->page->agent.recalled, 1);
 	flush_recalled(mr->flush);
 	remember(mr);
 	manager_notify(m, MANAGER_ROUND, mr);
@@ -320,13 +318,13 @@ void loss_store(struct manager_region *mr, const struct flush_status *status)
 	page->agent.loss_epoch = status->loss.epoch;
 	page->agent.loss_usec = status->loss.usec;
 	page->agent.loss_earlier = status->loss.earlier_boot;
-	store(page->agent.loss, status->loss.number);
+	page_store(page->agent.loss, status->loss.number);
 	/*
 	 * Only now: between the two the page must say lost by either. A failure of the round in flight, which nobody
 	 * has reported here yet, will be a loss of its own.
 	 */
 	if (!mr->worker || status->state == FLUSH_IDLE || failed != status->started)
-		store(page->agent.failed_seen, failed);
+		page_store(page->agent.failed_seen, failed);
 	if (page->agent.recalled)
 		remember(mr);
 }
@@ -362,7 +360,7 @@ int manager_acknowledge(struct manager *m, struct manager_region *mr, uint64_t n
 	if (answer != 0)
 		return answer;
 
-	store(mr->page->agent.acknowledged, number);
+	page_store(mr->page->agent.acknowledged, number);
 	remember(mr);
 	log_region(LOG_NOTICE, LOG_EVENT_ACKNOWLEDGED, name, status.epoch, "%s: loss %" PRIu64 " has been acknowledged",
 		   name, number);

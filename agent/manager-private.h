@@ -85,16 +85,20 @@ struct manager {
 	struct {
 		struct scan *scan; /* NULL: none is under way */
 		sd_event_source *source, *timer;
-		bool again;        /* something has changed since it began */
-		char problem[256]; /* "" if the regions known are all there are, or will be in a moment */
+		sd_event_source *retry; /* after one that failed */
+		bool again;             /* something has changed since it began, or not all has been seen */
+		char problem[256];      /* "" if the regions known are all there are, or will be in a moment */
 	} look;
 
 	struct mount_cache *mounts;
 	struct witness *witness; /* NULL: not set up, or not to be relied on any more */
 	struct {
 		sd_event_source *source, *settle;
-		struct witness_entry strangers[WATCH_MAX_STRANGERS]; /* of disks whose regions are not known yet */
-		unsigned int n_strangers;                            /* more: not all have had room */
+		struct stranger {
+			struct leaf disk;
+			int error;
+		} strangers[WATCH_MAX_STRANGERS]; /* of disks whose regions are not known yet */
+		unsigned int n_strangers;         /* more: not all have had room */
 	} watch;
 
 	struct {
@@ -154,16 +158,21 @@ struct request {
 /* ---- manager.c ---- */
 
 void manager_notify(struct manager *m, enum manager_event event, struct manager_region *mr);
-struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character);
 
 /* ---- regions.c ---- */
 
-/* Waits for the first look, but not for long: it is reported then, and goes on. 0 or a negative errno. */
+/* Waits for the first look, a few seconds at most: it is reported then, and goes on. 0 or a negative errno. */
 int regions_start(struct manager *m);
 void regions_stop(struct manager *m);
 
 /* Has a child look for regions; if one does already, once more after that. */
 void regions_look(struct manager *m);
+
+/*
+ * The region that has it. NULL: none that is known. A number that a namespace had may be another's by now, before that
+ * has been seen: so it goes by the kernel's name, which has the region's number, and if they differ looks again.
+ */
+struct manager_region *regions_find_leaf(struct manager *m, const struct leaf *leaf);
 
 /* No region is known to have it, but that is no reason to call it no persistent memory: not all has been seen yet. */
 bool regions_is_unseen(const struct manager *m, const struct leaf *leaf);

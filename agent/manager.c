@@ -50,16 +50,6 @@ struct manager_region *manager_find_region(const struct manager *m, const char *
 	return NULL;
 }
 
-struct manager_region *manager_find_device(const struct manager *m, dev_t devnum, bool character)
-{
-	struct manager_region *mr;
-
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		if (region_has_device(mr->region, devnum, character))
-			return mr;
-	return NULL;
-}
-
 const struct region *manager_region_get(const struct manager_region *mr)
 {
 	return mr->region;

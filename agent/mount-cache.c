@@ -32,7 +32,6 @@ struct entry {
 	uint64_t mount_id;              /* of the file that was looked up; 0: a block device */
 	struct evidence options, queue; /* of those that were checked */
 	int messages;                   /* likewise, the file that has their number; -1: none */
-	uint64_t alive;                 /* the number when it was found alive; 0: it was not */
 	bool checked;
 	bool by_path; /* its source, where it is mounted */
 };
@@ -365,19 +364,4 @@ uint64_t mount_cache_count(const struct mount_cache *c, const struct target *tar
 	/* What was opened before it was unmounted, and mounted again, can't be read any more. */
 	fd = open_messages(target);
 	return read_number(fd);
-}
-
-uint64_t mount_cache_get_alive(const struct mount_cache *c, const struct target *target)
-{
-	const struct entry *e = find_checked(c, target);
-
-	return e ? e->alive : 0;
-}
-
-void mount_cache_set_alive(struct mount_cache *c, const struct target *target, uint64_t count)
-{
-	struct entry *e = find_checked(c, target);
-
-	if (e)
-		e->alive = count;
 }

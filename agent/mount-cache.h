@@ -42,10 +42,3 @@ int mount_cache_check(struct mount_cache *c, const struct target *target, char d
  * there is none.
  */
 uint64_t mount_cache_count(const struct mount_cache *c, const struct target *target);
-
-/*
- * The count before an fsync that found the filesystem alive, as long as the target is remembered; 0: there is none. To
- * be shut down, or set read-only by an error, is a message too: if the count is still the same, it is alive.
- */
-uint64_t mount_cache_get_alive(const struct mount_cache *c, const struct target *target);
-void mount_cache_set_alive(struct mount_cache *c, const struct target *target, uint64_t count);

@@ -240,7 +240,8 @@ static int classify_nfit(struct region *r)
 	return evidence(r,
 			"provider is %s, %s: the CPU flush of the storing program decides, as far as the host says "
 			"the truth; this is unattested",
-			r->provider, r->deep_flush == 1 ? "with flush hints that the agent may not write" : "without flush hints");
+			r->provider,
+			r->deep_flush == 1 ? "with flush hints that the agent may not write" : "without flush hints");
 }
 
 static int classify_kind(struct region *r)
@@ -418,15 +419,15 @@ uint64_t region_identity_hash(const char *identity)
 	return hash;
 }
 
-bool region_has_device(const struct region *r, dev_t devnum, bool character)
+const struct namespace *region_find_device(const struct region *r, dev_t devnum, bool character)
 {
 	for (unsigned int i = 0; devnum && i < r->n_namespaces; i++) {
 		const struct namespace *ns = &r->namespaces[i];
 
 		if (ns->devnum == devnum && (ns->mode == NAMESPACE_MODE_DEVDAX) == character)
-			return true;
+			return ns;
 	}
-	return false;
+	return NULL;
 }
 
 bool region_can_flush(const struct region *r)
@@ -447,9 +448,10 @@ static bool seen_equal(const struct region *a, const struct region *b)
 	       strcmp(a->syspath, b->syspath) == 0 && a->resource == b->resource && a->size == b->size &&
 	       a->mappings == b->mappings && a->deep_flush == b->deep_flush &&
 	       a->deep_flush_writable == b->deep_flush_writable && a->flush_required == b->flush_required &&
-	       a->of_node == b->of_node && a->nfit == b->nfit && a->read_only == b->read_only && a->unarmed == b->unarmed &&
-	       strcmp(a->emulate, b->emulate) == 0 && a->emulate_device == b->emulate_device &&
-	       a->emulate_inode == b->emulate_inode && a->n_namespaces == b->n_namespaces;
+	       a->of_node == b->of_node && a->nfit == b->nfit && a->read_only == b->read_only &&
+	       a->unarmed == b->unarmed && strcmp(a->emulate, b->emulate) == 0 &&
+	       a->emulate_device == b->emulate_device && a->emulate_inode == b->emulate_inode &&
+	       a->n_namespaces == b->n_namespaces;
 }
 
 static bool backing_equal(const struct region_backing *a, const struct region_backing *b)

@@ -149,10 +149,10 @@ int region_refuse_copies(struct region **regions, unsigned int n);
 int region_set_backing(struct region *r, const struct region_backing *backing);
 
 /*
- * Whether a device is one of its namespaces'. `character`: a device-dax. Numbers of block and character devices are
- * two sets that overlap: 252:0 may be both dax0.0 and an ordinary disk.
+ * The namespace that has the device; NULL: none of them. `character`: a device-dax. Numbers of block and character
+ * devices are two sets that overlap: 252:0 may be both dax0.0 and an ordinary disk.
  */
-bool region_has_device(const struct region *r, dev_t devnum, bool character);
+const struct namespace *region_find_device(const struct region *r, dev_t devnum, bool character);
 
 /* Whether the agent can flush it by itself (block, deep-flush, file), or have it flushed by the host. */
 bool region_can_flush(const struct region *r);

@@ -14,6 +14,9 @@
 #include "manager-private.h"
 #include "sysfs.h"
 
+#define RETRY_USEC (30 * USEC_PER_SEC)
+#define START_USEC (5 * USEC_PER_SEC) /* systemd waits for us meanwhile */
+
 /* ---- what was seen ---- */
 
 static void remove_region(struct manager *m, struct manager_region *mr)
@@ -134,6 +137,13 @@ static void set_problem(struct manager *m, const char *text)
 	manager_notify(m, MANAGER_SCAN, NULL);
 }
 
+static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	regions_look(userdata);
+	return 0;
+}
+
+/* Nothing may happen any more that would have them looked at again. */
 static void set_failed(struct manager *m, int error)
 {
 	char text[sizeof(m->look.problem)];
@@ -141,6 +151,8 @@ static void set_failed(struct manager *m, int error)
 	snprintf(text, sizeof(text), "the agent could not look for regions: %s; those known stay as they are",
 		 strerrordesc_np(error));
 	set_problem(m, text);
+	m->look.retry = sd_event_source_disable_unref(m->look.retry);
+	sd_event_add_time_relative(m->event, &m->look.retry, CLOCK_MONOTONIC, RETRY_USEC, USEC_PER_SEC, on_retry, m);
 }
 
 static int on_late(sd_event_source *source, uint64_t usec, void *userdata)
@@ -220,9 +232,11 @@ void regions_look(struct manager *m)
 	m->look.again = m->look.scan;
 	if (m->look.again)
 		return;
+	m->look.retry = sd_event_source_disable_unref(m->look.retry);
 	r = start_look(m);
 	if (r < 0) {
 		end_look(m);
+		m->look.again = true;
 		set_failed(m, -r);
 	}
 }
@@ -245,6 +259,23 @@ void manager_rescan(struct manager *m)
 	mount_cache_forget(m->mounts);
 	remove_vanished(m);
 	regions_look(m);
+}
+
+struct manager_region *regions_find_leaf(struct manager *m, const struct leaf *leaf)
+{
+	struct manager_region *mr;
+	bool stale = false;
+
+	TAILQ_FOREACH (mr, &m->regions, entry) {
+		const struct namespace *ns = region_find_device(mr->region, leaf->devnum, leaf->character);
+
+		if (ns && strcmp(ns->device, leaf->name) == 0)
+			return mr;
+		stale |= ns != NULL;
+	}
+	if (stale)
+		regions_look(m);
+	return NULL;
 }
 
 bool regions_is_unseen(const struct manager *m, const struct leaf *leaf)
@@ -283,7 +314,8 @@ static void add_emulated(struct manager *m)
 int regions_start(struct manager *m)
 {
 	struct pollfd p = { .events = POLLIN };
-	uint64_t until = now_usec(CLOCK_MONOTONIC) + m->conf->stall_usec, now;
+	uint64_t patience = m->conf->stall_usec < START_USEC ? m->conf->stall_usec : START_USEC;
+	uint64_t until = now_usec(CLOCK_MONOTONIC) + patience, now;
 	int r;
 
 	add_emulated(m);
@@ -304,4 +336,5 @@ int regions_start(struct manager *m)
 void regions_stop(struct manager *m)
 {
 	end_look(m);
+	m->look.retry = sd_event_source_disable_unref(m->look.retry);
 }

@@ -143,8 +143,7 @@ static int find_parts(struct request *r, int answer, char detail[static MOUNT_DE
 	struct flush_status status;
 
 	for (unsigned int i = 0; i < r->target.n_leaves; i++) {
-		struct manager_region *mr =
-		    manager_find_device(r->manager, r->target.leaves[i].devnum, r->target.leaves[i].character);
+		struct manager_region *mr = regions_find_leaf(r->manager, &r->target.leaves[i]);
 
 		if (mr)
 			r->parts[r->n_parts++] = (struct part){ .request = r, .region = mr };
@@ -425,7 +424,7 @@ bool manager_look_again(struct manager *m, const struct request_result *result)
 	for (unsigned int i = 0; i < result->n_epochs; i++) {
 		const struct pmem_agent_page *page = result->epochs[i].region->page;
 
-		/* Before the reading, which may count it or remove the region. */
+		/* Before the reading, which may count it. */
 		if (!page || page->worker.failed > page->agent.failed_seen)
 			return false;
 	}

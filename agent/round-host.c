@@ -14,8 +14,6 @@
 #include "log.h"
 #include "manager-private.h"
 
-#define store(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELEASE)
-
 static bool is_by_host(const struct manager_region *mr)
 {
 	return mr->region->method == REGION_METHOD_HOST;
@@ -141,8 +139,8 @@ static void end(struct manager_region *mr, enum flush_origin origin)
 		return;
 	/* It has no worker that would. Its loss, if it has one, is counted by now. */
 	if (durable)
-		store(mr->page->worker.durable, number);
-	store(mr->page->worker.done, number);
+		page_store(mr->page->worker.durable, number);
+	page_store(mr->page->worker.done, number);
 }
 
 static void end_unknown(struct manager_region *mr, const char *why)
@@ -237,8 +235,8 @@ int round_host_begin(struct manager_region *mr)
 			 "%s is device-dax: it has no files, ask for the region", mr->region->name);
 	}
 	/* Who finds this in the page, and nothing done, takes it for lost. */
-	store(mr->page->worker.started_usec, now_usec(CLOCK_REALTIME));
-	store(mr->page->worker.started, mr->round.round);
+	page_store(mr->page->worker.started_usec, now_usec(CLOCK_REALTIME));
+	page_store(mr->page->worker.started, mr->round.round);
 	begin_to_ask(mr);
 	return 0;
 }

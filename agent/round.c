@@ -94,8 +94,7 @@ static int find_loss(const struct manager_region *mr, unsigned int call)
 static void lose_peers(struct manager_region *mr, const struct target *target, int error)
 {
 	for (unsigned int i = 0; i < target->n_leaves; i++) {
-		struct manager_region *peer =
-		    manager_find_device(mr->manager, target->leaves[i].devnum, target->leaves[i].character);
+		struct manager_region *peer = regions_find_leaf(mr->manager, &target->leaves[i]);
 
 		if (peer && peer != mr)
 			round_lose(peer, error, FLUSH_ORIGIN_PEER);
@@ -279,7 +278,7 @@ static void begin_round(struct manager_region *mr, uint64_t number)
 
 	for (unsigned int i = 0; i < p->n_members; i++)
 		request_part_begun(p->members[i].owner, p->members[i].call, !by_host);
-	__atomic_store_n(&mr->page->agent.handed, number, __ATOMIC_RELEASE);
+	page_store(mr->page->agent.handed, number);
 	sd_event_source_set_time_relative(mr->stall_source, mr->manager->conf->stall_usec);
 	event_enable(mr->stall_source, SD_EVENT_ONESHOT);
 	manager_notify(mr->manager, MANAGER_ROUND, mr);
@@ -470,6 +469,8 @@ static int prepare(struct manager_region *mr)
 	if (!mr->flush)
 		return -ENOMEM;
 	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
+	/* An agent before us may have handed over what no worker has begun: the same number is ours again. */
+	page_store(mr->page->agent.handed, 0);
 
 	r = sd_event_add_defer(m->event, &mr->run_source, on_run, mr);
 	if (r < 0)

@@ -12,6 +12,7 @@
 
 #include "log.h"
 #include "serve.h"
+#include "text.h"
 
 static struct serve_backing *find(struct serve *s, uint64_t address)
 {
@@ -72,12 +73,15 @@ static void send_flushed(struct serve_backing *sb, uint64_t number, int error, c
 {
 	struct json_object *arguments = json_object_new_object();
 	struct call *call;
+	char text[129];
 
 	json_object_object_add(arguments, "address", json_object_new_uint64(backing_get_info(sb->backing)->address));
 	json_object_object_add(arguments, "number", json_object_new_uint64(number));
 	json_object_object_add(arguments, "errno", json_object_new_int(error));
-	if (why)
-		json_object_object_add(arguments, "desc", json_object_new_string_len(why, (int)strnlen(why, 128)));
+	if (why) {
+		snprintf(text, sizeof(text), "%s", why);
+		json_object_object_add(arguments, "desc", json_object_new_string(text_make_utf8(text)));
+	}
 	call = serve_call(sb->serve, CALL_FLUSHED, "flushed", arguments);
 	if (!call || error == 0 || error == EOPNOTSUPP)
 		return;

@@ -259,6 +259,8 @@ static void flush_again(struct client *client, struct json_object *arguments, st
 		return;
 	}
 	if (r < 0) {
+		/* For the agent it is a new one, whatever had this number there before. */
+		json_object_object_del(arguments, "retry");
 		forward(client, "flush", arguments, id);
 		return;
 	}

@@ -3,6 +3,7 @@
  * watch: the regions that the witness's entries hit
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/sysmacros.h>
@@ -18,7 +19,7 @@
 /* ---- one entry ---- */
 
 /* The disk of a partition, or the disk itself. -ENOENT: the device is no more; -ENOTBLK: no disk of a region. */
-static int get_disk(dev_t devnum, dev_t *ret)
+static int get_disk(dev_t devnum, struct leaf *ret)
 {
 	_cleanup_free_ char *path = sysfs_resolve("/sys/dev/block/%u:%u", major(devnum), minor(devnum));
 
@@ -26,24 +27,31 @@ static int get_disk(dev_t devnum, dev_t *ret)
 		return -errno;
 	if (!strstr(path, "/ndbus"))
 		return -ENOTBLK;
-	return sysfs_read_devnum(ret, sysfs_exists("%s/partition", path) ? "%s/../dev" : "%s/dev", path);
+	if (sysfs_exists("%s/partition", path))
+		*strrchr(path, '/') = '\0';
+	*ret = (struct leaf){ .character = false };
+	snprintf(ret->name, sizeof(ret->name), "%s", strrchr(path, '/') + 1);
+	return sysfs_read_devnum(&ret->devnum, "%s/dev", path);
 }
 
-static bool has_disk(const struct region *region, dev_t disk)
+/* By name too: its number may have been another's when the regions were looked at. */
+static bool has_disk(const struct region *region, const struct leaf *disk)
 {
-	return region_has_device(region, disk, false);
+	const struct namespace *ns = region_find_device(region, disk->devnum, false);
+
+	return ns && strcmp(ns->device, disk->name) == 0;
 }
 
-static bool has_major(const struct region *region, dev_t devnum)
+static bool has_major(const struct region *region, const struct leaf *disk)
 {
 	for (unsigned int i = 0; i < region->n_namespaces; i++)
 		if (region->namespaces[i].mode != NAMESPACE_MODE_DEVDAX && region->namespaces[i].devnum &&
-		    major(region->namespaces[i].devnum) == major(devnum))
+		    major(region->namespaces[i].devnum) == major(disk->devnum))
 			return true;
 	return false;
 }
 
-static bool is_any(const struct region *region, dev_t devnum)
+static bool is_any(const struct region *region, const struct leaf *disk)
 {
 	return true;
 }
@@ -52,8 +60,8 @@ static bool is_any(const struct region *region, dev_t devnum)
  * Each region once a reading: nobody can have done anything about the first entry before the others came. Those that
  * were removed too, as their round in flight may still be confirmed.
  */
-static bool hit(struct manager *m, bool (*concerns)(const struct region *region, dev_t devnum), dev_t devnum, int error,
-		enum flush_origin origin)
+static bool hit(struct manager *m, bool (*concerns)(const struct region *region, const struct leaf *disk),
+		const struct leaf *disk, int error, enum flush_origin origin)
 {
 	struct manager_region_list *const lists[] = { &m->regions, &m->removed };
 	struct manager_region *mr;
@@ -61,7 +69,7 @@ static bool hit(struct manager *m, bool (*concerns)(const struct region *region,
 
 	for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
 		TAILQ_FOREACH (mr, lists[i], entry) {
-			if (!concerns(mr->region, devnum))
+			if (!concerns(mr->region, disk))
 				continue;
 			found = true;
 			if (!mr->hit)
@@ -72,11 +80,10 @@ static bool hit(struct manager *m, bool (*concerns)(const struct region *region,
 }
 
 /* Its region is yet to be seen. */
-static void keep_stranger(struct manager *m, dev_t disk, int error)
+static void keep_stranger(struct manager *m, const struct leaf *disk, int error)
 {
 	if (m->watch.n_strangers < WATCH_MAX_STRANGERS)
-		m->watch.strangers[m->watch.n_strangers] =
-		    (struct witness_entry){ .type = WITNESS_ENTRY_ERROR, .devnum = disk, .error = error };
+		m->watch.strangers[m->watch.n_strangers] = (struct stranger){ .disk = *disk, .error = error };
 	if (m->watch.n_strangers <= WATCH_MAX_STRANGERS)
 		m->watch.n_strangers++;
 }
@@ -84,16 +91,16 @@ static void keep_stranger(struct manager *m, dev_t disk, int error)
 /* Whether it is of a disk whose region is not known. */
 static bool hit_error(struct manager *m, const struct witness_entry *e)
 {
-	dev_t disk;
+	struct leaf disk;
 	int r = get_disk(e->devnum, &disk);
 
 	if (r == -ENOTBLK)
 		return false;
 	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
 	if (r < 0)
-		hit(m, has_major, e->devnum, e->error, FLUSH_ORIGIN_WITNESS);
-	else if (!hit(m, has_disk, disk, e->error, FLUSH_ORIGIN_WITNESS)) {
-		keep_stranger(m, disk, e->error);
+		hit(m, has_major, &(struct leaf){ .devnum = e->devnum }, e->error, FLUSH_ORIGIN_WITNESS);
+	else if (!hit(m, has_disk, &disk, e->error, FLUSH_ORIGIN_WITNESS)) {
+		keep_stranger(m, &disk, e->error);
 		return true;
 	}
 	return false;
@@ -101,7 +108,7 @@ static bool hit_error(struct manager *m, const struct witness_entry *e)
 
 static void hit_overrun(struct manager *m)
 {
-	hit(m, is_any, 0, EIO, FLUSH_ORIGIN_OVERRUN);
+	hit(m, is_any, NULL, EIO, FLUSH_ORIGIN_OVERRUN);
 }
 
 static void forget_hits(struct manager *m, const struct manager_region *just_lost)
@@ -125,10 +132,10 @@ void watch_regions_seen(struct manager *m, bool all)
 	if (n <= WATCH_MAX_STRANGERS || all)
 		m->watch.n_strangers = 0;
 	for (unsigned int i = 0; n <= WATCH_MAX_STRANGERS && i < n; i++) {
-		struct witness_entry e = m->watch.strangers[i];
+		struct stranger s = m->watch.strangers[i];
 
-		if (!hit(m, has_disk, e.devnum, e.error, FLUSH_ORIGIN_WITNESS) && !all)
-			m->watch.strangers[m->watch.n_strangers++] = e;
+		if (!hit(m, has_disk, &s.disk, s.error, FLUSH_ORIGIN_WITNESS) && !all)
+			m->watch.strangers[m->watch.n_strangers++] = s;
 	}
 }
 

@@ -16,9 +16,6 @@
 #include "region.h"
 #include "worker.h"
 
-#define store(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELEASE)
-#define load(field)         __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
-
 /* ---- the page ---- */
 
 void worker_page_path(const char *runtime_dir, const char *identity, char *ret, size_t size)
@@ -61,7 +58,7 @@ static int find_page(const char *path, const char *identity, sd_id128_t boot_id,
 		return r;
 	if (!page_is_ours(page, identity, boot_id)) {
 		/* It will be replaced: who has it mapped must not go on believing it. */
-		store(page->magic, 0);
+		page_store(page->magic, 0);
 		return -ENOENT;
 	}
 	*ret = page;
@@ -92,7 +89,7 @@ static int make_page(const char *path, const char *identity, sd_id128_t boot_id,
 	page->version = PMEM_AGENT_PAGE_VERSION;
 	memcpy(page->boot_id, boot_id.bytes, sizeof(page->boot_id));
 	strncpy(page->identity, identity, sizeof(page->identity) - 1);
-	store(page->magic, PMEM_AGENT_PAGE_MAGIC);
+	page_store(page->magic, PMEM_AGENT_PAGE_MAGIC);
 
 	if (rename(new, path) < 0)
 		return -errno;
@@ -124,7 +121,7 @@ struct pmem_agent_page *worker_close_page(struct pmem_agent_page *page)
 
 int worker_find(const struct pmem_agent_page *page)
 {
-	pid_t pid = (pid_t)load(page->worker.pid);
+	pid_t pid = (pid_t)page_load(page->worker.pid);
 	_cleanup_close_ int fd = -1;
 	uint64_t start_time;
 	int r;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #include "answer.h"
 #include "child.h"
@@ -17,9 +18,6 @@ struct worker {
 	pid_t pid;
 	int socket;
 };
-
-#define store(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELEASE)
-#define load(field)         __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 
 /* ---- the child ---- */
 
@@ -63,28 +61,19 @@ struct work {
 };
 
 /*
- * A filesystem that has been shut down may say success to syncfs and send nothing: ext4 of Linux 6.1 does. To read
- * nothing is an error then. What can't be read is asked by an fsync, unless it was before and nothing has happened to
- * the filesystem since: of a directory that would commit what others have begun after the syncfs, and hold them up.
+ * A filesystem that has been shut down may say success to syncfs and send nothing: ext4 of Linux 6.1 and 6.12 does. To
+ * be asked for an attribute is an error then, for ext4 and XFS: nobody needs rights for that, and unlike an fsync of a
+ * directory it commits nothing of what others have begun after the syncfs, and holds nobody up.
  */
-static int sync_filesystem(struct mount_cache *mounts, const struct target *target, int fd)
+static int sync_filesystem(int fd)
 {
-	uint64_t count;
-	char nothing;
-
 	if (syncfs(fd) < 0)
 		return errno;
-	if (pread(fd, &nothing, 0, 0) == 0)
+	if (fgetxattr(fd, "security.pmem-agent", NULL, 0) >= 0 || errno == ENODATA)
 		return 0;
-	if (errno != EISDIR && errno != EBADF)
+	if (errno != EOPNOTSUPP)
 		return errno;
-	count = mount_cache_count(mounts, target);
-	if (count != 0 && count == mount_cache_get_alive(mounts, target))
-		return 0;
-	if (fsync(fd) < 0)
-		return errno;
-	mount_cache_set_alive(mounts, target, count);
-	return 0;
+	return fsync(fd) < 0 ? errno : 0;
 }
 
 static int flush_region(const struct worker_node *region, int fd)
@@ -98,7 +87,7 @@ static int make_call(struct work *w, const struct worker_call *c, int fd)
 	case FLUSH_REGION:
 		return flush_region(&w->round->region, fd);
 	case FLUSH_FILESYSTEM:
-		return sync_filesystem(w->mounts, &w->round->targets[c->target], fd);
+		return sync_filesystem(fd);
 	case FLUSH_FILE:
 		return fsync(fd) < 0 ? errno : 0;
 	case FLUSH_FILE_DATA:
@@ -333,7 +322,7 @@ static void wait_until_handed(int sock, const struct pmem_agent_page *page, uint
 {
 	struct pollfd p = { .fd = sock };
 
-	while (__atomic_load_n(&page->agent.handed, __ATOMIC_ACQUIRE) < round && poll(&p, 1, 1) == 0)
+	while (page_load(page->agent.handed) < round && poll(&p, 1, 1) == 0)
 		;
 }
 
@@ -356,22 +345,22 @@ static void work(int sock, void *userdata)
 
 		/* A round that is made once more has not been done, for whoever looks if we end now. */
 		if (page->worker.done >= w.round->round) {
-			store(page->worker.done, w.round->round - 1);
-			store(page->worker.durable, w.round->round - 1);
+			page_store(page->worker.done, w.round->round - 1);
+			page_store(page->worker.durable, w.round->round - 1);
 		}
-		store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
-		store(page->worker.started, w.round->round);
+		page_store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
+		page_store(page->worker.started, w.round->round);
 
 		make_round(&w);
 
 		durable = sum_up(o->calls, w.round->n_calls, &lost) & sum_up(o->descriptors, w.n_fds, &lost);
 		if (durable) {
-			store(page->worker.durable, w.round->round);
+			page_store(page->worker.durable, w.round->round);
 		} else if (lost != 0) {
-			store(page->worker.error, lost);
-			store(page->worker.failed, w.round->round);
+			page_store(page->worker.error, lost);
+			page_store(page->worker.failed, w.round->round);
 		}
-		store(page->worker.done, w.round->round);
+		page_store(page->worker.done, w.round->round);
 
 		if (w.n_fds > 0)
 			wait_until_handed(sock, page, w.round->round);
@@ -403,8 +392,8 @@ int worker_start(struct pmem_agent_page *page, struct worker **ret)
 	r = child_get_start_time(w->pid, &start_time);
 	if (r < 0)
 		return r;
-	store(page->worker.start_time, start_time);
-	store(page->worker.pid, (uint32_t)w->pid);
+	page_store(page->worker.start_time, start_time);
+	page_store(page->worker.pid, (uint32_t)w->pid);
 
 	*ret = w;
 	w = NULL;

@@ -19,6 +19,10 @@
 
 struct worker;
 
+/* Of a page: a field has one writer, and others look at it at any time. */
+#define page_store(field, value) __atomic_store_n(&(field), value, __ATOMIC_RELEASE)
+#define page_load(field)         __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
+
 #define WORKER_MAX_CALLS       (FLUSH_ROUND_MAX_CALLS + 1)
 #define WORKER_MAX_DESCRIPTORS FLUSH_ROUND_MAX_DESCRIPTORS
 

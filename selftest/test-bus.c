@@ -124,6 +124,25 @@ static void test_flush_by_region_and_path(void **state)
 	assert_error(&error, answer_dbus_error(PMEM_AGENT_NOT_FOUND), session.directory);
 }
 
+/* A name that is cut in the middle of a character would have the bus disconnect the agent. */
+static void test_names_are_cut(void **state)
+{
+	static const char *const methods[] = { "FlushPath", "Wait" };
+	uint64_t before = get_number("Epoch");
+	char name[256] = "/", *end = name + 1;
+
+	for (int i = 0; i < 120; i++)
+		end = stpcpy(end, "\xc3\xa9");
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(methods); i++) {
+		_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+
+		assert_true(sd_bus_call_method(bus, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER, methods[i / 2], &error,
+					       NULL, "sa{sv}", name + i % 2 * 3, 0) < 0);
+		assert_non_null(strstr(error.message, "\xc3\xa9"));
+	}
+	assert_int_equal(get_number("Epoch"), before);
+}
+
 static void call_with_option(const char *key, const char *type, const char *value, const char *words)
 {
 	_cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
@@ -594,6 +613,7 @@ int main(void)
 		cmocka_unit_test(test_interface_is_as_written_down),
 		cmocka_unit_test(test_flush_by_descriptor),
 		cmocka_unit_test(test_flush_by_region_and_path),
+		cmocka_unit_test(test_names_are_cut),
 		cmocka_unit_test(test_bad_options_flush_nothing),
 		cmocka_unit_test(test_refused_descriptor),
 		cmocka_unit_test(test_no_descriptor_stays),

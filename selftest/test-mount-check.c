@@ -233,10 +233,6 @@ static void test_remounted_in_between(void **state)
 	before = mount_cache_count(checked, &t);
 	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
 	assert_int_equal(mount_cache_count(checked, &t), before);
-	assert_int_equal(mount_cache_get_alive(checked, &t), 0);
-	mount_cache_set_alive(checked, &t, before);
-	assert_int_equal(mount_cache_check(checked, &t, detail), 0);
-	assert_int_equal(mount_cache_get_alive(checked, &t), before);
 	put("7\n", "sys/fs/ext4/pmem0/msg_count");
 	assert_int_not_equal(mount_cache_count(checked, &t), before);
 	/* Unmounted and mounted again: what is kept open has no number any more, and the new file has. */
@@ -248,8 +244,6 @@ static void test_remounted_in_between(void **state)
 	assert_int_not_equal(before, 0);
 	mount_cache_forget(checked);
 	assert_int_equal(mount_cache_count(checked, &t), before);
-	mount_cache_set_alive(checked, &t, before);
-	assert_int_equal(mount_cache_get_alive(checked, &t), 0);
 }
 
 int main(void)

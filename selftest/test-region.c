@@ -325,14 +325,14 @@ static void test_has_device(void **state)
 	add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem0")->devnum = makedev(259, 0);
 	add_namespace(r, NAMESPACE_MODE_DEVDAX, "dax0.0")->devnum = makedev(252, 0);
 	add_namespace(r, NAMESPACE_MODE_FSDAX, "");
-	assert_true(region_has_device(r, makedev(259, 0), false));
-	assert_true(region_has_device(r, makedev(252, 0), true));
-	assert_false(region_has_device(r, makedev(259, 1), false));
-	assert_false(region_has_device(r, 0, false));
+	assert_non_null(region_find_device(r, makedev(259, 0), false));
+	assert_non_null(region_find_device(r, makedev(252, 0), true));
+	assert_null(region_find_device(r, makedev(259, 1), false));
+	assert_null(region_find_device(r, 0, false));
 
 	/* The same numbers in the other set are other devices. */
-	assert_false(region_has_device(r, makedev(259, 0), true));
-	assert_false(region_has_device(r, makedev(252, 0), false));
+	assert_null(region_find_device(r, makedev(259, 0), true));
+	assert_null(region_find_device(r, makedev(252, 0), false));
 }
 
 static struct region *sample(void)

@@ -278,6 +278,47 @@ static void test_child_dies(void **state)
 	assert_string_equal(manager_get_scan_problem(manager), "");
 }
 
+/* It is tried again also if nothing happens any more. */
+static void test_failed_is_tried_again(void **state)
+{
+	start_agent_here();
+	make_hang();
+	manager_rescan(manager);
+	assert_int_equal(kill(looking(), SIGKILL), 0);
+	wait_for_look();
+	restore_mode();
+	assert_non_null(manager->look.retry);
+	assert_int_equal(sd_event_source_set_time_accuracy(manager->look.retry, 1), 0);
+	assert_int_equal(sd_event_source_set_time_relative(manager->look.retry, 0), 0);
+	while (manager_get_scan_problem(manager)[0])
+		turn();
+	assert_null(manager->look.retry);
+}
+
+/* A device has the number that one of a known region had, who is not known to have gone. */
+static void test_number_of_another(void **state)
+{
+	struct manager_region *mr;
+	struct leaf leaf = { .character = false };
+
+	start_agent_here();
+	wait_for_look();
+	mr = manager_find_region(manager, "region0");
+	leaf.devnum = mr->region->namespaces[0].devnum;
+	snprintf(leaf.name, sizeof(leaf.name), "%s", mr->region->namespaces[0].device);
+	assert_ptr_equal(regions_find_leaf(manager, &leaf), mr);
+	assert_null(manager->look.scan);
+	strcpy(leaf.name, "pmem7");
+	assert_null(regions_find_leaf(manager, &leaf));
+	assert_non_null(manager->look.scan);
+	assert_true(regions_is_unseen(manager, &leaf));
+	wait_for_look();
+	/* Nor is it the region's if one is told of that has another number. */
+	leaf.devnum = makedev(1, 1);
+	assert_null(regions_find_leaf(manager, &leaf));
+	assert_null(manager->look.scan);
+}
+
 /* The agent ends while it hangs, and isn't waited for by whom that hangs. */
 static void test_agent_ends(void **state)
 {
@@ -408,6 +449,8 @@ int main(int argc, char **argv)
 		TEST_HERE(test_gone_while_it_hangs),
 		TEST_HERE(test_hangs_at_the_start),
 		TEST_HERE(test_child_dies),
+		TEST_HERE(test_failed_is_tried_again),
+		TEST_HERE(test_number_of_another),
 		TEST_HERE(test_agent_ends),
 		TEST_WATCHED(test_error_before_it_is_seen),
 		TEST_WATCHED(test_error_while_it_hangs),

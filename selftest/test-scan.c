@@ -140,8 +140,8 @@ static void test_devdax(void **state)
 	assert_namespace(&r->namespaces[0], "namespace0.0", NAMESPACE_MODE_DEVDAX, "dax0.0", makedev(253, 0),
 			 "00000000-0000-4000-8000-000000000001");
 	assert_int_equal(r->method, REGION_METHOD_HOST);
-	assert_true(region_has_device(r, makedev(253, 0), true));
-	assert_false(region_has_device(r, makedev(253, 0), false));
+	assert_non_null(region_find_device(r, makedev(253, 0), true));
+	assert_null(region_find_device(r, makedev(253, 0), false));
 }
 
 static void test_sector(void **state)
