@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include <cmocka.h>
@@ -121,4 +122,30 @@ static inline void let_others_in(void)
 	snprintf(path, sizeof(path), "%s/bus", session.directory);
 	assert_int_equal(chmod(session.directory, 0755), 0);
 	assert_int_equal(chmod(path, 0666), 0);
+}
+
+/* Stands for polkit: `on_check` answers what it is asked. Returns when it has the name. */
+static inline pid_t start_authority(sd_bus_message_handler_t on_check, const char *userdata)
+{
+	int pipes[2];
+	pid_t pid;
+	char c;
+
+	assert_int_equal(pipe(pipes), 0);
+	pid = fork();
+	if (pid == 0) {
+		sd_bus *own = NULL;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (sd_bus_open_system(&own) < 0 || sd_bus_add_filter(own, NULL, on_check, (void *)userdata) < 0 ||
+		    sd_bus_request_name(own, "org.freedesktop.PolicyKit1", 0) < 0 || write(pipes[1], "R", 1) != 1)
+			_exit(1);
+		for (;;)
+			if (sd_bus_process(own, NULL) == 0)
+				sd_bus_wait(own, UINT64_MAX);
+	}
+	close(pipes[1]);
+	assert_int_equal(read(pipes[0], &c, 1), 1);
+	close(pipes[0]);
+	return pid;
 }

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "selftest/process.h"
 #include "selftest/raw.h"
 #include "selftest/served.h"
 
@@ -84,21 +85,6 @@ static inline void flush_once(void)
 	expect(fd, 7, PMEM_AGENT_DURABLE, NULL);
 }
 
-static inline unsigned int count_agent_fds(void)
-{
-	char path[64];
-	unsigned int n = 0;
-	DIR *d;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", served.session.agent);
-	d = opendir(path);
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
-
 /* What it holds when nobody is connected. What is left of a close goes with the next. */
 static inline unsigned int count_idle_fds(void)
 {
@@ -109,7 +95,7 @@ static inline unsigned int count_idle_fds(void)
 		assert_int_equal(raw_flush(fd, i, refused), 0);
 		expect(fd, i, PMEM_AGENT_ORDINARY, "proc");
 		flush_once();
-		n = count_agent_fds();
+		n = count_fds(served.session.agent);
 		if (n < least)
 			least = n;
 	}
@@ -123,27 +109,13 @@ static inline void wait_for_idle_fds(unsigned int n)
 		;
 }
 
-static inline void stop(pid_t pid)
-{
-	char path[64], text[256] = "";
-
-	kill(pid, SIGSTOP);
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	while (!strstr(text, ") T ")) {
-		_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-		assert_true(read(fd, text, sizeof(text) - 1) > 0);
-	}
-}
-
 static inline pid_t stop_worker(void)
 {
 	pid_t pid;
 
 	flush_once();
 	pid = session_worker(&served.session);
-	assert_true(pid > 1);
-	stop(pid);
+	stop_process(pid);
 	return pid;
 }
 

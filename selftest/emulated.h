@@ -22,6 +22,7 @@
 #include "agent/closer.h"
 #include "agent/manager-private.h"
 #include "selftest/patience.h"
+#include "selftest/process.h"
 
 static char directory[] = "/tmp/test-emulated-XXXXXX", conf_path[64], emulated[64], page_path[64], record_path[64],
 	    fifo[64], identity[80];
@@ -185,19 +186,6 @@ static inline void assert_refused(enum pmem_agent_answer answer)
 	assert_int_equal(manager_flush_region(manager, emu0(), &me, on_done, NULL, &request, detail), answer);
 }
 
-static inline void stop(pid_t pid)
-{
-	char path[64], text[256] = "";
-
-	kill(pid, SIGSTOP);
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	while (!strstr(text, ") T ")) {
-		_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-		assert_true(read(fd, text, sizeof(text) - 1) > 0);
-	}
-}
-
 /* A worker that has made a round and makes the next when it is let go on. */
 static inline pid_t stop_worker(void)
 {
@@ -207,7 +195,7 @@ static inline pid_t stop_worker(void)
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 	pid = (pid_t)page->worker.pid;
-	stop(pid);
+	stop_process(pid);
 	return pid;
 }
 

@@ -32,7 +32,7 @@ static pid_t leave_failing_worker(void)
 
 	assert_int_equal(worker_start(page, &w), 0);
 	pid = worker_get_pid(w);
-	stop(pid);
+	stop_process(pid);
 	assert_int_equal(worker_begin(w, &round, NULL), 0);
 	worker_free(w);
 	return pid;

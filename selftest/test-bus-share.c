@@ -7,6 +7,7 @@
 
 #include "agent/answer.h"
 #include "selftest/caller.h"
+#include "selftest/process.h"
 
 #define N_FILES          4096
 #define MAX_CALLS        (N_FILES / 4) /* as bus.c says */
@@ -152,7 +153,7 @@ static void test_calls_of_a_user(void **state)
 	assert_others_are_served();
 	worker = find_worker();
 	open_crowd();
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	ticket = submit(crowd[0]);
 	for (unsigned int i = 0; i < N_CLIENTS; i++) {
 		for (unsigned int j = 0; j < CALLS_PER_CLIENT; j++, n++)
@@ -192,31 +193,6 @@ static int on_check(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return uid == NOBODY ? 1 : sd_bus_reply_method_return(m, "(bba{ss})", 1, 0, 0);
 }
 
-static pid_t start_authority(void)
-{
-	int pipes[2];
-	pid_t pid;
-	char c;
-
-	assert_int_equal(pipe(pipes), 0);
-	pid = fork();
-	if (pid == 0) {
-		sd_bus *own = NULL;
-
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (sd_bus_open_system(&own) < 0 || sd_bus_add_filter(own, NULL, on_check, NULL) < 0 ||
-		    sd_bus_request_name(own, "org.freedesktop.PolicyKit1", 0) < 0 || write(pipes[1], "R", 1) != 1)
-			_exit(1);
-		for (;;)
-			if (sd_bus_process(own, NULL) == 0)
-				sd_bus_wait(own, UINT64_MAX);
-	}
-	close(pipes[1]);
-	assert_int_equal(read(pipes[0], &c, 1), 1);
-	close(pipes[0]);
-	return pid;
-}
-
 static sd_bus_message *new_flush_by_name(sd_bus *from)
 {
 	sd_bus_message *m = NULL;
@@ -241,7 +217,7 @@ static void test_checks_of_a_user(void **state)
 		print_message("# another user needs root\n");
 		skip();
 	}
-	authority = start_authority();
+	authority = start_authority(on_check, NULL);
 	open_crowd();
 	for (unsigned int i = 0; i < 3; i++) {
 		for (unsigned int j = 0; j < 64; j++, n++) {

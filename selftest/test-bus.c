@@ -2,11 +2,11 @@
 /*
  * test-bus: the D-Bus door, on a private bus, with an emulated region
  */
-#include <dirent.h>
 #include <sys/resource.h>
 
 #include "agent/answer.h"
 #include "selftest/caller.h"
+#include "selftest/process.h"
 #include "selftest/stalled.h"
 
 #define CALLS_PER_CLIENT 96
@@ -42,19 +42,9 @@ static int tear_down(void **state)
 
 static unsigned int count_agent_fds(void)
 {
-	char path[64];
-	unsigned int n = 0;
-	DIR *d;
-
 	/* Whatever it had to do after its last reply is done. */
 	get_number("Epoch");
-	snprintf(path, sizeof(path), "/proc/%d/fd", session.agent);
-	d = opendir(path);
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
+	return count_fds(session.agent);
 }
 
 /* ---- what is asked and answered ---- */
@@ -285,7 +275,7 @@ static void test_many_calls_wait_and_are_answered(void **state)
 	unsigned int counts[3] = { 0 };
 	pid_t worker = find_worker();
 
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	for (unsigned int i = 0; i < CALLS_PER_CLIENT + 1; i++)
 		begin_flush(bus, counts);
 	while (counts[1] == 0)
@@ -310,7 +300,7 @@ static void test_client_leaves(void **state)
 	sd_bus *other = NULL;
 
 	assert_true(sd_bus_open_system(&other) >= 0);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	for (unsigned int i = 0; i < 20; i++)
 		begin_flush(other, counts);
 	assert_true(sd_bus_flush(other) >= 0);
@@ -334,7 +324,7 @@ static void test_more_clients_than_matches(void **state)
 	assert_true((size_t)atoi(SESSION_MAX_MATCHES) < ARRAY_SIZE(others));
 	test_flush_by_descriptor(state);
 	worker = find_worker();
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
 		assert_true(sd_bus_open_system(&others[i]) >= 0);
 		begin_flush(others[i], counts);
@@ -367,31 +357,6 @@ static int on_check(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	    strcmp(action, userdata) != 0)
 		return sd_bus_reply_method_errorf(m, SD_BUS_ERROR_INVALID_ARGS, "not what polkit is asked");
 	return sd_bus_reply_method_return(m, "(bba{ss})", flags == 1, flags == 0, 1, "polkit.retains", "1");
-}
-
-static pid_t start_authority(const char *action)
-{
-	int pipes[2];
-	pid_t pid;
-	char c;
-
-	assert_int_equal(pipe(pipes), 0);
-	pid = fork();
-	if (pid == 0) {
-		sd_bus *own = NULL;
-
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (sd_bus_open_system(&own) < 0 || sd_bus_add_filter(own, NULL, on_check, (void *)action) < 0 ||
-		    sd_bus_request_name(own, "org.freedesktop.PolicyKit1", 0) < 0 || write(pipes[1], "R", 1) != 1)
-			_exit(1);
-		for (;;)
-			if (sd_bus_process(own, NULL) == 0)
-				sd_bus_wait(own, UINT64_MAX);
-	}
-	close(pipes[1]);
-	assert_int_equal(read(pipes[0], &c, 1), 1);
-	close(pipes[0]);
-	return pid;
 }
 
 /* A flush, or the acknowledgement of this loss. */
@@ -442,7 +407,7 @@ static void test_others_need_polkit(void **state)
 	let_others_in();
 	call_as_nobody(0, true, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
-	authority = start_authority("io.pmem.agent.flush");
+	authority = start_authority(on_check, "io.pmem.agent.flush");
 	call_as_nobody(0, false, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
 	assert_int_equal(get_number("Epoch"), before);
@@ -506,7 +471,7 @@ static void lose_by_worker(unsigned int *counts)
 {
 	pid_t worker = find_worker();
 
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	begin_flush(bus, counts);
 	wait_until_in_flight();
 	assert_int_equal(kill(worker, SIGKILL), 0);
@@ -593,11 +558,11 @@ static void test_others_need_polkit_to_acknowledge(void **state)
 	call_as_nobody(2, true, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
 	/* Who may flush may not yet acknowledge. */
-	authority = start_authority("io.pmem.agent.flush");
+	authority = start_authority(on_check, "io.pmem.agent.flush");
 	call_as_nobody(2, true, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
 	session_kill(&authority);
-	authority = start_authority("io.pmem.agent.acknowledge");
+	authority = start_authority(on_check, "io.pmem.agent.acknowledge");
 	call_as_nobody(2, false, result, sizeof(result));
 	assert_string_equal(result, answer_dbus_error(PMEM_AGENT_DENIED));
 	assert_true(state_is("lost"));

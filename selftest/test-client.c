@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "lib/pmem-agent.h"
+#include "selftest/process.h"
 #include "selftest/served.h"
 
 static struct served served;
@@ -111,8 +112,7 @@ static pid_t stop_worker(struct pmem_agent *agent)
 
 	assert_int_equal(flush(agent, PMEM_AGENT_NO_TIMEOUT, NULL), 0);
 	pid = session_worker(&served.session);
-	assert_true(pid > 1);
-	kill(pid, SIGSTOP);
+	stop_process(pid);
 	return pid;
 }
 

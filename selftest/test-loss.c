@@ -228,7 +228,7 @@ static void test_acknowledged_in_mid_round(void **state)
 	assert_answer(&b, PMEM_AGENT_DURABLE);
 	assert_true(b.result.epochs[0].epoch == 3);
 
-	stop(pid);
+	stop_process(pid);
 	begin(&a);
 	lose();
 	assert_int_equal(acknowledge(2), 0);

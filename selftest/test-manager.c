@@ -157,11 +157,11 @@ static void test_path_descriptor(void **state)
 	struct answer_of a = { .told = false };
 
 	start_agent();
-	assert_int_equal(manager_flush_fd(manager, open(emulated, O_PATH | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me, on_done,
-					  &a, &request, detail),
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_PATH | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me,
+					  on_done, &a, &request, detail),
 			 PMEM_AGENT_REFUSED);
-	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me, on_done,
-					  &a, &request, detail),
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDONLY | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me,
+					  on_done, &a, &request, detail),
 			 0);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 }
@@ -181,7 +181,7 @@ static void test_deadline(void **state)
 	ask(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 	worker = (pid_t)page->worker.pid;
-	stop(worker);
+	stop_process(worker);
 	hurried.deadline_usec = now_usec(CLOCK_MONOTONIC) + 20 * USEC_PER_MSEC;
 	ask(&a);
 	assert_int_equal(manager_flush_region(manager, emu0(), &hurried, on_done, &b, &request, detail), 0);
@@ -293,7 +293,7 @@ static pid_t start_both(void)
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 	assert_int_equal(a.result.n_epochs, 2);
 	worker = (pid_t)emu1()->page->worker.pid;
-	stop(worker);
+	stop_process(worker);
 	return worker;
 }
 

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "lib/pmem-agent-pmem2.h"
+#include "selftest/process.h"
 #include "selftest/served.h"
 
 static struct served served;
@@ -156,7 +157,7 @@ static void test_loss(void **state)
 	do {
 		assert_int_equal(pmem_agent_persist(m, address, 1), 0);
 		worker = session_worker(&served.session);
-		kill(worker, SIGSTOP);
+		stop_process(worker);
 		assert_int_equal(pmem_agent_submit(agent, fd, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, &id), 0);
 		r = pmem_agent_wait(agent, id, 10000, NULL);
 		kill(worker, SIGKILL);

@@ -3,6 +3,7 @@
  * test-pmemctl: the tool against an agent with an emulated region, and its tables against its manual page
  */
 #include "agent/answer.h"
+#include "selftest/process.h"
 #include "selftest/pmemctl.h"
 
 static int set_up(void **state)
@@ -251,7 +252,7 @@ static void test_waits_watches_and_tells_the_loss(void **state)
 
 	assert_true(worker > 1);
 	watch = start(events, watch_errors, (const char *const[]){ "watch", "--json", NULL });
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	flush = start(to, errors, (const char *const[]){ "flush", "emu0", NULL });
 	wait_until_state("\"in-flight\"");
 	assert_int_equal(waitpid(flush, NULL, WNOHANG), 0);
@@ -293,7 +294,7 @@ static void test_times_out(void **state)
 	assert_int_equal(run("flush", "emu0"), 0);
 	worker = session_worker(&session);
 	assert_true(worker > 1);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	assert_int_equal(run("flush", "--timeout=0.05", "emu0"), 18);
 	assert_says(err, "pmemctl: emu0: ");
 	assert_says(err, "by your deadline; do not rely on it");
@@ -345,7 +346,7 @@ static void test_no_wait(void **state)
 	json_object_put(json);
 
 	worker = session_worker(&session);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	assert_int_equal(run("flush", "--no-wait", "emu0"), 0);
 	free(ticket);
 	ticket = first_line();
@@ -386,7 +387,7 @@ static void test_agent_ends_meanwhile(void **state)
 	assert_int_equal(run("flush", "emu0"), 0);
 	worker = session_worker(&other);
 	assert_true(worker > 1);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	flush = start(to, errors, (const char *const[]){ "flush", "emu0", NULL });
 	wait_until_state("\"in-flight\"");
 	session_kill(&other.agent);

@@ -2,6 +2,7 @@
 /*
  * test-preload-fail: libpmem-agent-preload where the agent or the host fails
  */
+#include "selftest/process.h"
 #include "selftest/preloaded.h"
 
 static void test_agent_restarted(void **state)
@@ -190,7 +191,7 @@ static void test_agent_killed_in_mid_wait(void **state)
 	assert_prints(&p, "fsync 0 0");
 	assert_prints(&p, "pause 0 0");
 	worker = session_worker(&served.session);
-	kill(worker, SIGSTOP);
+	stop_process(worker);
 	go_on(&p);
 	wait_until_in(&p, SYS_recvfrom);
 	served_kill_agent(&served);

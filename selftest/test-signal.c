@@ -4,6 +4,7 @@
  */
 #include "selftest/caller.h"
 #include "selftest/patience.h"
+#include "selftest/process.h"
 
 struct heard {
 	char member[32];
@@ -108,7 +109,7 @@ static pid_t stall(void)
 	worker = find_worker();
 	n_heard = 0;
 	answered = false;
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	assert_true(sd_bus_call_method_async(bus, NULL, BUS_NAME, REGION_PATH, BUS_INTERFACE_REGION, "Flush", on_answer,
 					     &answered, "a{sv}", 0) >= 0);
 	wait_for(1);

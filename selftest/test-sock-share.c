@@ -126,7 +126,7 @@ static void test_users_take_turns(void **state)
 		assert_int_equal(epoll_ctl(order, EPOLL_CTL_ADD, fds[i], &events[0]), 0);
 	}
 
-	stop(served.session.agent);
+	stop_process(served.session.agent);
 	for (int i = 0; i <= CROWD; i++)
 		assert_int_equal(raw_send(fds[i], &garbage, sizeof(garbage), -1, 0), 0);
 	kill(served.session.agent, SIGCONT);

@@ -224,7 +224,7 @@ static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 		{ "version 2; this agent speaks version 1", 64, 1, offsetof(struct pmem_agent_request, version), 2 },
 	};
 	_cleanup_close_ int fd = connect_agent(), other = connect_agent();
-	unsigned int before = count_agent_fds();
+	unsigned int before = count_fds(served.session.agent);
 	struct pmem_agent_reply reply;
 	char packet[5000];
 
@@ -252,7 +252,7 @@ static void test_garbage_is_refused_and_disturbs_nobody(void **state)
 	/* And the connection is as good as before. */
 	assert_int_equal(raw_flush(fd, 1, target), 0);
 	expect(fd, 1, PMEM_AGENT_DURABLE, NULL);
-	while (count_agent_fds() > before + 2)
+	while (count_fds(served.session.agent) > before + 2)
 		;
 }
 

@@ -8,6 +8,7 @@
 #include "agent/stats.h"
 #include "selftest/patience.h"
 #include "selftest/pmemctl.h"
+#include "selftest/process.h"
 
 #define SECOND 1000000
 
@@ -415,7 +416,7 @@ static void test_busy_stall_timeout_and_loss(void **state)
 
 	assert_int_equal(run("flush", "emu0"), 0);
 	worker = session_worker(&session);
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	assert_int_equal(run("flush", "--timeout=0.05", "emu0"), 18);
 	flush = start(to, errors, (const char *const[]){ "flush", "emu0", NULL });
 	wait_until_state("\"stalled\"");

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "lib/pmem-agent.h"
+#include "selftest/process.h"
 #include "selftest/served.h"
 
 #define N_THREADS 64
@@ -243,7 +244,7 @@ static void test_kill(void **state)
 	__atomic_store_n(&load.killed, true, __ATOMIC_RELAXED);
 	/* The round in flight does not end before the agent does. */
 	worker = session_worker(&served.session);
-	kill(worker, SIGSTOP);
+	stop_process(worker);
 	assert_int_equal(pmem_agent_submit(agent, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, &id), 0);
 	while (pmem_agent_wait(agent, id, 1000, NULL) == 0)
 		assert_int_equal(pmem_agent_submit(agent, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, &id),
@@ -420,7 +421,7 @@ static void test_poll_beside_a_waiter(void **state)
 
 	assert_int_equal(pmem_agent_flush(agent, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, NULL), 0);
 	worker = session_worker(&served.session);
-	kill(worker, SIGSTOP);
+	stop_process(worker);
 	assert_int_equal(pmem_agent_submit(agent, target, PMEM_AGENT_SCOPE_AUTO, PMEM_AGENT_NO_TIMEOUT, &first), 0);
 	assert_int_equal(pmem_agent_submit(agent, target, PMEM_AGENT_SCOPE_AUTO, 50000, &second), 0);
 	assert_int_equal(pthread_create(&thread, NULL, wait_in_vain, &first), 0);

@@ -7,6 +7,7 @@
 #include "agent/answer.h"
 #include "agent/ticket.h"
 #include "selftest/caller.h"
+#include "selftest/process.h"
 
 #define DESCRIPTORS 4096
 #define OF_ONE_USER (1 + (DESCRIPTORS / 8 - 1) / 4)
@@ -167,7 +168,7 @@ static pid_t stop_worker(void)
 
 	flush();
 	worker = find_worker();
-	assert_int_equal(kill(worker, SIGSTOP), 0);
+	stop_process(worker);
 	return worker;
 }
 
