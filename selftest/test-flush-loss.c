@@ -178,18 +178,24 @@ static void test_acknowledge(void **state)
 	assert_int_equal(status.loss.round, 1);
 }
 
-/* What was in flight when the loss was noticed proves nothing, acknowledged or not; the next round does. */
-static void test_acknowledged_in_mid_round(void **state)
+/* A round is in flight, its request has been answered, and `b` waits for the next. */
+static void acknowledge_in_mid_round(struct flush *f)
 {
-	struct flush *f = *state;
-	struct flush_status status;
-
 	arrive(f, &region, &a);
 	assert_start(f, 10, 1, &a);
 	assert_int_equal(lose(f), 1);
 	assert_answer(f, &a, PMEM_AGENT_LOST, EIO, 0);
 	assert_int_equal(flush_acknowledge(f, 1), 0);
 	arrive(f, &region, &b);
+}
+
+/* What was in flight when the loss was noticed proves nothing, acknowledged or not; the next round does. */
+static void test_acknowledged_in_mid_round(void **state)
+{
+	struct flush *f = *state;
+	struct flush_status status;
+
+	acknowledge_in_mid_round(f);
 	assert_nothing(f);
 	done(f, 1, PMEM_AGENT_DURABLE, 0);
 	flush_get_status(f, &status);
@@ -206,12 +212,7 @@ static void test_late_error_after_acknowledge(void **state)
 	struct flush *f = *state;
 	struct flush_status status;
 
-	arrive(f, &region, &a);
-	assert_start(f, 10, 1, &a);
-	assert_int_equal(lose(f), 1);
-	assert_answer(f, &a, PMEM_AGENT_LOST, EIO, 0);
-	assert_int_equal(flush_acknowledge(f, 1), 0);
-	arrive(f, &region, &b);
+	acknowledge_in_mid_round(f);
 	done(f, 1, PMEM_AGENT_LOST, EIO);
 	assert_answer(f, &b, PMEM_AGENT_LOST, EIO, 0);
 	flush_get_status(f, &status);

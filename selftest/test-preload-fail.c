@@ -164,23 +164,6 @@ static void test_told_of_memory(void **state)
 	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
-/* Where its only thread waits, says the kernel. */
-static void wait_until_in(const struct program *p, int number)
-{
-	char path[64], text[256] = "", wanted[16];
-
-	snprintf(path, sizeof(path), "/proc/%d/syscall", p->pid);
-	snprintf(wanted, sizeof(wanted), "%d ", number);
-	while (strncmp(text, wanted, strlen(wanted)) != 0) {
-		_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-		ssize_t n = read(fd, text, sizeof(text) - 1);
-
-		assert_true(n > 0);
-		text[n] = '\0';
-		sched_yield();
-	}
-}
-
 /* What became of it nobody knows: calling the real one then would prove nothing. */
 static void test_agent_killed_in_mid_wait(void **state)
 {
@@ -193,7 +176,7 @@ static void test_agent_killed_in_mid_wait(void **state)
 	worker = session_worker(&served.session);
 	stop_process(worker);
 	go_on(&p);
-	wait_until_in(&p, SYS_recvfrom);
+	wait_until_in(p.pid, SYS_recvfrom);
 	served_kill_agent(&served);
 	assert_prints(&p, "fsync -1 5");
 	end_program(&p);
@@ -278,7 +261,7 @@ static void test_worker(void **state)
 	for (unsigned int failed = 0; failed < 2; failed++) {
 		page->worker.started = page->worker.done + 1;
 		start_program(&p, true, WORDS("fsync"));
-		wait_until_in(&p, SYS_clock_nanosleep);
+		wait_until_in(p.pid, SYS_clock_nanosleep);
 		page->worker.failed = failed ? page->worker.started : page->worker.failed;
 		__atomic_store_n(&page->worker.done, page->worker.started, __ATOMIC_RELEASE);
 		assert_prints(&p, failed ? "fsync -1 5" : "fsync 0 0");

@@ -7,9 +7,6 @@
 hangs() {	# a child of the agent, in its look at what the driver has locked
 	pgrep -x pmem-scan
 }
-problem() {
-	busctl get-property io.pmem.Agent1 /io/pmem/Agent1 io.pmem.Agent1.Manager ScanProblem
-}
 answers() {
 	timeout 20 pmemctl flush region1 && timeout 20 pmemctl status region1 &&
 		timeout 20 python3 /root/guest/ask-socket.py "$(vm dev r1)" | grep -q '^answer 0 '
