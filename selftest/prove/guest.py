@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ STRIPED = "/dev/mapper/striped"
 LOAD, KILL_AT = "/root/load-cut", "/root/kill-at"
 AGENT = "/usr/sbin/pmem-agent"
 LIMIT = 60  # seconds, of one load
-AFTER_ANSWER = 8
+MANY = 1000000    # steps; nobody makes so many
 
 
 def page_of_r0():
@@ -283,9 +284,40 @@ def orphaned(row, target):
     return f"{row.promises} turns", row.promises
 
 
+@contextlib.contextmanager
+def kill_at(pid, step):
+    """Kills it at its Nth step from now on; gives a function that says how, when the time is over."""
+    with subprocess.Popen([KILL_AT, str(pid), str(step)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as killer:
+        said = killer.stdout.readline()
+        if said != "ready\n":
+            raise OSError(f"kill-at does not follow {pid}: {said}")
+
+        def end(seconds):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                killer.wait(seconds)
+            killer.terminate()
+            return killer.stdout.read().strip()
+
+        yield end
+
+
+def count_switches(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        return re.search(r"^voluntary_ctxt_switches:\s*(\d+)", f.read(), re.M)[1]
+
+
+def wait_until_quiet(pid):
+    """An agent that has just started makes steps that have nothing to do with a request."""
+    before, now = None, count_switches(pid)
+    while now != before:
+        threading.Event().wait(0.5)
+        before, now = now, count_switches(pid)
+
+
 def kill_in_step(row, target, step):
     """A page is stored, flushed for, and the agent or its worker killed at its Nth step from now on; then somebody asks
-    again, without storing it anew. Whether it has come that far, and the answers."""
+    again, without storing it anew. How it was killed, and the last answer."""
     def put_and_ask(number):
         must(LOAD, BOARD, "put", target, slot, str(number))
         return lambda: must(LOAD, BOARD, "ask", target, slot, str(number)).strip()
@@ -296,16 +328,10 @@ def kill_in_step(row, target, step):
     if row.fault:
         vm("fsync", "fail", "1", "r0")
     pid = agent_pid() if row.flush == "agent" else page_of_r0().worker
-    with subprocess.Popen([KILL_AT, str(pid), str(step)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True) as killer:
-        said = killer.stdout.readline()
-        if said != "ready\n":
-            raise OSError(f"kill-at does not follow {pid}: {said}")
+    wait_until_quiet(pid)
+    with kill_at(pid, step) as end:
         answers = [ask()]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            killer.wait(1)      # what it still does after it has answered
-        killer.terminate()
-        how = killer.stdout.read().strip()
+        how = end(1)    # what it still does after it has answered
     if row.fault:
         vm("fsync", "fail", "off", "r0")
     if row.flush == "agent":
@@ -313,21 +339,24 @@ def kill_in_step(row, target, step):
         must("systemctl", "start", "pmem-agent.socket", "pmem-agent.service")
     answers.append(ask())
     print(f"# {row.name} {step}: {how}; {', '.join(answers)}", flush=True)
-    return how.startswith("killed"), answers
+    return how, answers[-1]
 
 
 def kill_in_steps(row, target):
-    """Until it has answered before, AFTER_ANSWER times in a row: what it does later concerns nobody any more."""
-    step, past = 0, 0
-    while past < AFTER_ANSWER:
-        step += 1
-        killed, answers = kill_in_step(row, target, step)
-        past = past + 1 if answers[0] == "durable" or not killed else 0
-        if answers[-1] != "durable":
+    """At each of those that it makes for a request, as counted before."""
+    how, answer = kill_in_step(row, target, MANY)
+    n = int(how.split()[-1])
+    if not how.startswith("alive after ") or n < 10:
+        raise OSError(f"a round of so many steps: {how}")
+    killed = 0
+    for step in range(1, n + 1):
+        if answer != "durable":
             settle(row.where)
-    if step - past < 10:
-        raise OSError(f"a round of {step - past} steps")
-    return f"{step} steps, {step - past} of them before its answer", step
+        how, answer = kill_in_step(row, target, step)
+        killed += how.startswith("killed")
+    if killed < n * 3 // 4:
+        raise OSError(f"killed {killed} times in {n} steps")
+    return f"killed {killed} times in {n} steps", killed
 
 
 def do_load(row, choice):
