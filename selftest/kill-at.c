@@ -47,8 +47,11 @@ static int follow(unsigned long wanted)
 	int status, number;
 
 	for (;;) {
-		if (waitpid(pid, &status, __WALL) < 0)
+		if (waitpid(pid, &status, __WALL) < 0) {
+			if (errno == EINTR)
+				continue;
 			return 1;
+		}
 		if (WIFEXITED(status) || WIFSIGNALED(status)) {
 			printf("ended by itself after %lu\n", n);
 			return 0;
