@@ -189,7 +189,9 @@ def check_messages(check, host, greeting, region):
                             ("acknowledge", {"region": "nowhere", "loss": 1}),
                             ("set-backing", {"address": 2**63 + 4096, "type": "file"}),
                             ("flushed", {"address": 4095, "number": 1, "errno": 5}),
-                            ("flush", {"path": "/no/such/mount"}), ("flush", {"uuid": "0" * 36})):
+                            ("flush", {"path": "/no/such/mount"}), ("flush", {"uuid": "0" * 36}),
+                            # Wherever it cuts them: its answer is in UTF-8.
+                            ("flush", {"path": "/" + "\u00e9" * 100}), ("flush", {"path": "//" + "\u00e9" * 100})):
         check(f"what isn't there is not found: {name} {json.dumps(arguments)[:60]}",
               host.refusal(name, **arguments) == "NotFound")
 
