@@ -82,12 +82,19 @@ class Fault(threading.Thread):
         if self.error:
             raise OSError(f"the fault ended: {self.error}")
 
+    def let_recover(self, loss):
+        """Of what it has done, if it was one: a machine that is slow would be lost all the time, and promise nothing."""
+        wait_until(1, lambda: page_of_r0().loss > loss)
+        wait_until(5, lambda: page_of_r0().loss == page_of_r0().acknowledged)
+        done = page_of_r0().done
+        wait_until(2, lambda: page_of_r0().done > done + 1 or self.ended.is_set())
+
     def fail(self):
         vm(*self.whose, "fsync", "fail", str(self.choice.randint(1, 12)), self.choice.choice(self.regions))
 
     def stolen(self):
         """The error is taken by a program that flushes the same device."""
-        fd = os.open(DEVICE, os.O_RDONLY)
+        fd, loss = os.open(DEVICE, os.O_RDONLY), page_of_r0().loss
         vm("fsync", "fail", str(self.choice.randint(1, 4)), "r0")
         try:
             for _ in range(4):
@@ -95,6 +102,7 @@ class Fault(threading.Thread):
                     os.fsync(fd)
         finally:
             os.close(fd)
+        self.let_recover(loss)
 
     def hang(self):
         vm("fsync", "hang", str(self.choice.randint(1, 6)), "r0")
@@ -122,12 +130,13 @@ class Fault(threading.Thread):
         """The agent is killed while a flush hangs, and the error comes when the next one is there and has been asked."""
         vm("fsync", "hang", "1", "r0")
         if subprocess.run(["timeout", "5", "vm", "fsync", "wait-hung", "r0"], stdout=subprocess.DEVNULL).returncode == 0:
-            before = page_of_r0().instance
+            before = page_of_r0()
             self.kill_agent()
-            if not wait_until(30, lambda: page_of_r0().instance != before):
+            if not wait_until(30, lambda: page_of_r0().instance != before.instance):
                 raise TimeoutError("no agent comes after the one that was killed")
             self.ended.wait(0.5)
             run("vm", "fsync", "release", "fail", "r0")
+            self.let_recover(before.loss)
 
     def restart(self):
         forgive_restarts()
