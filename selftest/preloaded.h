@@ -212,7 +212,7 @@ static inline int renumber(int *fd)
 static inline int do_words(const char *path, char **words)
 {
 	int fd = open(path, O_RDWR | O_CLOEXEC);
-	size_t size = 8192;
+	size_t size = 2 * (size_t)sysconf(_SC_PAGESIZE);
 	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), c;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -70,6 +70,12 @@ static inline bool tells_system_calls(void)
 	return system_call_of(getpid()) == SYS_read;
 }
 
+#ifdef SYS_recv
+#define SYSTEM_CALL_OF_RECV SYS_recv
+#else
+#define SYSTEM_CALL_OF_RECV SYS_recvfrom
+#endif
+
 static inline void wait_until_in(pid_t pid, int number)
 {
 	while (system_call_of(pid) != number)

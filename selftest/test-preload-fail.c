@@ -176,7 +176,7 @@ static void test_agent_killed_in_mid_wait(void **state)
 	worker = session_worker(&served.session);
 	stop_process(worker);
 	go_on(&p);
-	wait_until_in(p.pid, SYS_recvfrom);
+	wait_until_in(p.pid, SYSTEM_CALL_OF_RECV);
 	served_kill_agent(&served);
 	assert_prints(&p, "fsync -1 5");
 	end_program(&p);

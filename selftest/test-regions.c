@@ -214,7 +214,9 @@ static void test_hangs(void **state)
 	wait_for_look();
 	assert_string_equal(manager_get_scan_problem(manager), "");
 	assert_true(find("region1")->read_only);
-	assert_int_not_equal(kill(pid, 0), 0);
+	/* It ends, a moment later if it is slow. */
+	while (kill(pid, 0) == 0)
+		sched_yield();
 }
 
 /* It is seen without whom that hangs. */
