@@ -168,6 +168,10 @@ class Judge:
 
     def history(self, violation, door=""):
         """Who was told what, when, and what the image held."""
+        if violation.slot not in self.slots:
+            promise, sequence = self.promise_of(violation)
+            return [f"slot {violation.slot}: number {sequence} was promised, and no image ever had a page of it",
+                    f"             promise {promise} to lane {violation.slot // 8}{door}: number {sequence} is durable"]
         events, promise, sequence = self.shrink(violation)
         page, began = self.slots[violation.slot], self.trace.events[0].nsec
 
