@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bus-private.h"
+#include "log.h"
 
 #define BUS_MAX_RESTING_CLIENTS 64
 #define BUS_UID_SHARE           4
@@ -75,6 +76,9 @@ int bus_client_new(struct bus *b, const char *sender, struct bus_client **ret)
 		 sender);
 	r = c->sender ? sd_bus_add_match_async(b->bus, &c->match, match, on_name_owner_changed, on_match_added, c)
 		      : -ENOMEM;
+	/* sd-bus is left with a match that it aborts of at the next message (252). */
+	if (r == -ENOMEM && c->sender)
+		log_end_without_memory("what the bus is to tell of a caller");
 	if (r < 0) {
 		bus_client_free(c);
 		return r;

@@ -12,8 +12,7 @@
  */
 static _Noreturn void end_without_memory(void)
 {
-	log_daemon(LOG_ERR, LOG_EVENT_STOPPED, "cannot go on: no memory for what the host is told, or tells");
-	_exit(1);
+	log_end_without_memory("what the host is told, or tells");
 }
 
 struct json_object *json_new_object(void)

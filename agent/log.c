@@ -182,3 +182,9 @@ void log_region(int priority, enum log_event event, const char *region, uint64_t
 	log_va(priority, event, &subject, format, args);
 	va_end(args);
 }
+
+void log_end_without_memory(const char *what)
+{
+	log_daemon(LOG_ERR, LOG_EVENT_STOPPED, "cannot go on: no memory for %s", what);
+	_exit(1);
+}

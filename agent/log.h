@@ -43,6 +43,9 @@ const char *log_event_id(enum log_event event);
 /* An entry of the daemon as a whole. */
 void log_daemon(int priority, enum log_event event, const char *format, ...) _printf_(3, 4);
 
+/* The agent ends here, and says what it has no memory for: going on would tell something else, or abort. */
+_Noreturn void log_end_without_memory(const char *what);
+
 /* An entry of one region: REGION= and EPOCH= go with it. */
 void log_region(int priority, enum log_event event, const char *region, uint64_t epoch, const char *format, ...)
     _printf_(5, 6);

@@ -127,9 +127,10 @@ static void on_crash(int number)
 		dprintf(STDERR_FILENO, " %s", dladdr(frames[i], &found) ? basename(found.dli_fname) : "?");
 	}
 	dprintf(STDERR_FILENO, "\n");
+	raise(number); /* once we have returned, and then without us */
 }
 
-/* It crashes again on return, then without us. What `backtrace` loads has to be there before. */
+/* What `backtrace` loads has to be there before. */
 static void watch_crashes(void)
 {
 	void *here;
