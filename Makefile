@@ -173,7 +173,7 @@ $(filter-out $(manual-links),$(manuals)): $(build)/%: %.scd $(build)/.deps-ok
 	$(Q)$(SCDOC) < $< > $@.tmp && mv $@.tmp $@
 
 clean:
-	rm -rf $(build)/agent $(build)/lib $(build)/include $(build)/selftest $(build)/*.a $(build)/*.so.0 $(build)/libpmem-agent-preload.so $(build)/*.pc $(programs) $(test-programs)
+	rm -rf $(build)/agent $(build)/lib $(build)/include $(build)/selftest $(build)/control $(build)/*.a $(build)/*.so.0 $(build)/libpmem-agent-preload.so $(build)/*.pc $(programs) $(test-programs)
 
 # ---- dependencies: what shows that it is there (a program, a .pc file, a file), and the Debian package that has it ----
 
@@ -268,9 +268,20 @@ uninstall:
 
 # ---- tests ----
 
+# Agents that are broken on purpose, which rows of selftest/guest/tests must catch.
+controls := $(addprefix $(build)/control/,small-rounds shutdown-unseen)
+
+controls: $(controls)
+
+$(controls): $(build)/control/%: selftest/controls.py $(build)/agent/main.o $(build)/libagent.a
+	$(say) CONTROL $@
+	$(Q)$< $(build) $(@D) $*
+
 run-tests = selftest/run-tests --build-dir $(build)
-asan = $(MAKE) --no-print-directory O=$(build)/asan SANITIZE=address,undefined
-tsan = $(MAKE) --no-print-directory O=$(build)/tsan SANITIZE=thread
+# Another make, with as many jobs as there are CPUs unless it was told how many.
+again = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+asan = $(again) O=$(build)/asan SANITIZE=address,undefined
+tsan = $(again) O=$(build)/tsan SANITIZE=thread
 
 tests: all $(test-programs)
 
@@ -279,7 +290,7 @@ check-fast: tests
 
 # The whole of it, as CI runs it: `deps` first, since what builds the rest must be there before make looks for it.
 check: deps
-	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(again) tests controls
 	$(Q)$(asan) tests
 	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-group test-preload test-preload-fail pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
 	$(Q)$(run-tests) unit asan tsan valgrind sim machine prove guest
@@ -303,7 +314,7 @@ check-cross: deps-cross
 
 # NVDIMMs with flush hints, which the kernel's nfit_test makes up in the guest; its modules are built the first time.
 check-nfit: deps
-	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(again) tests
 	$(Q)selftest/nfit/build $(build)
 	$(Q)$(run-tests) nfit
 
@@ -313,17 +324,17 @@ check-full: check
 
 # What `make check` does with real programs, for longer, and with two kernels; libvirt; and what needs a quiet machine.
 check-long: deps
-	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(again) tests
 	$(Q)$(run-tests) long
 
 # Some minutes; the two places can be had one by one: selftest/bench guest, selftest/bench machine.
 bench: deps
-	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(again) tests
 	$(Q)selftest/bench --build-dir $(build)
 
 # Power is cut at every moment of many runs, on three kernels; and each allocation fails in turn.
 prove: deps
-	$(Q)$(MAKE) --no-print-directory tests
+	$(Q)$(again) tests
 	$(Q)selftest/out-of-memory $(build)
 	$(Q)selftest/prove/prove --build-dir $(build)
 

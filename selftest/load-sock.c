@@ -7,7 +7,9 @@
  * The files are given to the clients in turn. SCOPE: region, file, file-data or filesystem. One line an answer is
  * printed as soon as it is there, with times of CLOCK_REALTIME in microseconds:
  *
- *   BEGUN ENDED durable EPOCH     or     BEGUN ENDED ERRNO-NAME 0
+ *   BEGUN ENDED durable EPOCH BEFORE     or     BEGUN ENDED ERRNO-NAME 0 0
+ *
+ * BEFORE: what was stored before that is durable, says the answer, which is when the agent began the flush.
  *
  * It ends in order on SIGTERM, when every client has its last answer.
  */
@@ -72,8 +74,9 @@ static void *client(void *userdata)
 		uint64_t begun = now_usec(CLOCK_REALTIME);
 		int r = flush(&agent, fd, &result);
 
-		printf("%" PRIu64 " %" PRIu64 " %s %" PRIu64 "\n", begun, now_usec(CLOCK_REALTIME),
-		       r < 0 ? strerrorname_np(-r) : "durable", r < 0 ? 0 : result.regions[0].epoch);
+		printf("%" PRIu64 " %" PRIu64 " %s %" PRIu64 " %" PRIu64 "\n", begun, now_usec(CLOCK_REALTIME),
+		       r < 0 ? strerrorname_np(-r) : "durable", r < 0 ? 0 : result.regions[0].epoch,
+		       r < 0 ? 0 : result.durable_usec);
 		if (r < 0)
 			poll(NULL, 0, REST_MSEC);
 	}

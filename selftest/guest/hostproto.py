@@ -104,6 +104,8 @@ class Host:
             for message in self.pump(min(1, max(0.01, end - time.monotonic()))):
                 if matches(message):
                     return message
+                if time.monotonic() > end:  # though others go on coming
+                    return None
         return None
 
     def answer(self, id, seconds=ANSWER_SEC, since=0):

@@ -28,12 +28,12 @@ def read_flushes(text):
 
 
 def read_answers(f):
-    """(begun, ended, answer, epoch) of each request that has been written of since the last time."""
+    """(begun, ended, answer, epoch, before) of each request that load-sock has written of since the last time."""
     text = f.read()
     whole = text.rfind(b"\n") + 1
     f.seek(whole - len(text), 1)
     rows = [line.split() for line in text[:whole].decode("ascii").splitlines()]
-    return [(int(b), int(e), answer, int(epoch)) for b, e, answer, epoch in rows]
+    return [(int(begun), int(ended), answer, int(epoch), int(before)) for begun, ended, answer, epoch, before in rows]
 
 
 def find_lies(answers, flushes, before=None):

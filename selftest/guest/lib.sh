@@ -85,6 +85,15 @@ start_agent() {
 	systemctl "${1:-start}" pmem-agent
 }
 
+# use_agent PROGRAM: the agent is that one until `use_agent`
+use_agent() {
+	systemctl stop pmem-agent.service pmem-agent.socket
+	umount /usr/sbin/pmem-agent 2>/dev/null
+	[ -z "${1:-}" ] || mount --bind "$1" /usr/sbin/pmem-agent
+	systemctl reset-failed pmem-agent 2>/dev/null
+	start_agent
+}
+
 # Lazy initialisation would go on after the mount, with host flushes of its own.
 mkext4() {
 	mkfs.ext4 -q -F -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 "$@"

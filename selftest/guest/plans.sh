@@ -27,5 +27,8 @@ check "and again" pmemctl flush /mnt
 # The kernel's answer is shown first, since the check means something only where it is success.
 shut_down
 check "a filesystem that was shut down: syncfs says success" sync -f /mnt
-check_status 3 "and the agent doesn't say durable" pmemctl flush /mnt
+use_agent /root/shutdown-unseen
+check "control: so does an agent that asks nothing else" pmemctl flush /mnt
+use_agent
+check_status 3 "ours does not" pmemctl flush /mnt
 finish
