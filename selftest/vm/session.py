@@ -23,7 +23,10 @@ SKIPPED = 77
 BOOT_LIMIT = 180            # seconds; a slow one takes 30
 NUDGE = 45                  # seconds; see Session._nudge()
 RESETS_PER_REBOOT = 8       # Linux tries several ways to reset a PC, each more than once; more is a guest that can't boot
-BOOTS = 3                   # without KVM, Linux 7.2 now and then oopses while it patches its own text, before init
+BOOTS = 3
+# What kernels say that fail before init, now and then, without KVM: 7.2 while it patches its own text, others while they
+# wait for a CPU.
+EARLY_ENDS = "Oops: int3", "soft lockup"
 
 
 class Session:
@@ -204,9 +207,11 @@ class Session:
         """The guest is up, in whatever way it comes up; the regions have the modes asked for."""
         await self._come_up()
         for _ in range(BOOTS - 1):
-            if not self.off.is_set() or "Oops: int3" not in tail(self.console, 200):
+            if self.port.up.is_set() or not any(text in tail(self.console, 200) for text in EARLY_ENDS):
                 break
-            say("the guest's kernel oopsed before it was up: once more")
+            say("the guest's kernel failed before it was up: once more")
+            self.cut()
+            await self.off.wait()
             await self._come_up()
         if not self.port.up.is_set():
             raise VmError(f"the guest did not come up; its console ends with\n{self.last_words()}")
