@@ -42,7 +42,8 @@ Q := $(if $(filter-out 0,$(V)),,@)
 silent := $(findstring s,$(firstword -$(MAKEFLAGS)))
 say = $(if $(silent)$(filter-out 0,$(V)),@:,@printf '  %-7s %s\n')
 
-cflags := -std=gnu11 -D_GNU_SOURCE -DPMEM_AGENT_VERSION='"$(VERSION)"' -I. -fvisibility=hidden -ffunction-sections \
+cflags := -std=gnu11 -D_GNU_SOURCE -DPMEM_AGENT_VERSION='"$(VERSION)"' \
+	-DPMEM_AGENT_CONF='"$(sysconfdir)/pmem-agent.conf"' -DPMEM_AGENT_LIBDIR='"$(libdir)"' -I. -fvisibility=hidden -ffunction-sections \
 	-Wall -Wextra -Wshadow -Wundef -Wformat=2 -Wmissing-prototypes -Wstrict-prototypes -Wvla \
 	-Wno-unused-parameter -Wno-missing-field-initializers -Werror \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all,-D_FORTIFY_SOURCE=2 -fstack-protector-strong)
@@ -78,12 +79,16 @@ test-programs := $(tests:%=$(build)/%) $(simulators:%=$(build)/%) $(clients:%=$(
 
 all: $(programs) $(libraries) $(build)/libpmem-agent-preload.so $(lib-names:%=$(build)/%.pc) $(manuals)
 
-$(build)/%.o: %.c $(build)/.deps-ok
+# What is built names these places: given other ones, it is built anew.
+places = $(prefix) $(libdir) $(includedir) $(sysconfdir)
+$(build)/.places: FORCE
+	$(Q)mkdir -p $(@D); echo '$(places)' | cmp -s - $@ || echo '$(places)' > $@
+FORCE:
+
+$(build)/%.o: %.c $(build)/.deps-ok $(build)/.places
 	$(say) CC $<
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(CFLAGS) $(shell $(PKG_CONFIG) --cflags $(modules)) -MMD -MP -c -o $@ $<
-
-$(build)/agent/ctl-run.o: cflags += -DPMEM_AGENT_LIBDIR='"$(libdir)"'
 
 $(build)/libagent.a: $(objects)
 	$(say) AR $@
@@ -112,7 +117,7 @@ $(build)/libpmem-agent-preload.so: $(preload-objects) $(build)/lib/exchange.o li
 	$(Q)$(CC) $(ldflags) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=lib/libpmem-agent-preload.map \
 		$(if $(SANITIZE),,-Wl,-z,defs) -o $@ $(filter %.o,$^)
 
-$(build)/%.pc: lib/%.pc.in Makefile
+$(build)/%.pc: lib/%.pc.in Makefile $(build)/.places
 	$(Q)mkdir -p $(@D)
 	$(Q)sed 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@VERSION@|$(VERSION)|' $< > $@
 
@@ -240,16 +245,16 @@ conffile = $(DESTDIR)$(sysconfdir)/pmem-agent.conf
 
 install: all
 	$(Q)set -e; for row in $(installed); do \
-		mode=$${row%%:*}; row=$${row#*:}; source=$${row%%:*}; to=$(DESTDIR)$${row#*:}; mkdir -p "$${to%/*}"; \
+		mode=$${row%%:*}; row=$${row#*:}; source=$${row%%:*}; to="$(DESTDIR)$${row#*:}"; mkdir -p "$${to%/*}"; \
 		case $$source in \
 		units/*) sed 's|@sbindir@|$(sbindir)|g; s|@bindir@|$(bindir)|g; s|@libexecdir@|$(libexecdir)|g' $$source > $(build)/.install ;; \
 		*) cp $$source $(build)/.install ;; \
 		esac; \
 		install -m $$mode $(build)/.install "$$to"; rm -f $(build)/.install; \
 	done
-	$(Q)for l in $(lib-names); do ln -sf $$l.so.0 $(DESTDIR)$(libdir)/$$l.so; done
-	$(Q)if [ -e $(conffile) ]; then echo "Kept as it is: $(conffile)"; else \
-		install -D -m 644 pmem-agent.conf $(conffile); fi
+	$(Q)for l in $(lib-names); do ln -sf $$l.so.0 "$(DESTDIR)$(libdir)/$$l.so"; done
+	$(Q)if [ -e "$(conffile)" ]; then echo "Kept as it is: $(conffile)"; else \
+		install -D -m 644 pmem-agent.conf "$(conffile)"; fi
 	$(if $(DESTDIR),,$(announce))
 
 # Devices that are there already get what the new rules say.
@@ -264,7 +269,7 @@ uninstall:
 	$(Q)rm -f $(foreach row,$(installed),"$(DESTDIR)$(lastword $(subst :, ,$(row)))")
 	$(Q)rm -f $(lib-names:%="$(DESTDIR)$(libdir)/%.so")
 	$(Q)rmdir "$(DESTDIR)$(libexecdir)/pmem-agent" "$(DESTDIR)$(includedir)/pmem-agent" 2>/dev/null || true
-	$(Q)[ ! -e $(conffile) ] || echo "Left, since it may be yours: $(conffile)"
+	$(Q)[ ! -e "$(conffile)" ] || echo "Left, since it may be yours: $(conffile)"
 
 # ---- tests ----
 
@@ -322,7 +327,7 @@ check-full: check
 	$(Q)$(MAKE) --no-print-directory check-nfit
 	$(Q)$(MAKE) --no-print-directory check-cross
 
-# What `make check` does with real programs, for longer, and with two kernels; libvirt; and what needs a quiet machine.
+# What `make check` does once, with the other kernels and for longer; libvirt; and what needs a quiet machine.
 check-long: deps
 	$(Q)$(again) tests
 	$(Q)$(run-tests) long
@@ -364,11 +369,11 @@ make                       build the programs and manual pages in build/
 make check-fast            unit tests, without a guest
 make check-cross           units for ppc64el and s390x, and a pseries guest with papr_scm; begins with make deps-cross
 make check-nfit            NVDIMMs with flush hints, by the kernel's nfit_test, which is built for the guest
-make check-full            check, check-nfit and check-cross
-make check                 all tests, the guests' included; begins with make deps
+make check-full            check, check-nfit and check-cross; not check-long
+make check                 the tests that CI runs, the guests' included; begins with make deps
 make soak                  the flush engine through 10^9 random events, a few minutes
 make hostile               a host, and a guest, that mean the other side no good, a minute each
-make check-long            databases and others under pmemctl run, for half an hour; libvirt; a writer beside host flushes
+make check-long            what check does once, with the other kernels and for longer; libvirt; what needs a quiet machine
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
 make prove                 the durability campaign: power is cut at every moment, on three kernels; an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
@@ -386,6 +391,6 @@ help: export HELP = $(help-text)
 help:
 	@echo "$$HELP"
 
-.PHONY: all tests check check-fast check-cross check-nfit check-full soak hostile bench prove demo golden clean deps deps-cross install uninstall format help check-long
+.PHONY: FORCE all tests controls check check-fast check-cross check-nfit check-full soak hostile bench prove demo golden clean deps deps-cross install uninstall format help check-long
 .SECONDARY:
 -include $(objects:.o=.d) $(lib-objects:.o=.d) $(preload-objects:.o=.d) $(wildcard $(build)/lib/examples/*.d $(build)/selftest/*.d $(build)/agent/*.d)

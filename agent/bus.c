@@ -325,8 +325,11 @@ int bus_new(struct manager *m, struct bus **ret)
 	/* libsystemd 252 aborts where a bus is freed for which not all could be allocated. This process ends anyway. */
 	if (r == -ENOMEM)
 		b->bus = NULL;
-	if (r < 0)
+	if (r < 0) {
+		log_daemon(LOG_ERR, LOG_EVENT_NONE, BUS_NAME " cannot be had on the system bus: %s",
+			   strerrordesc_np(-r));
 		return r;
+	}
 	*ret = b;
 	b = NULL;
 	return 0;

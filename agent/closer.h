@@ -26,8 +26,8 @@
 int closer_start(sd_event *event);
 
 /*
- * Last of all: closes what doesn't hang. The rest is left behind, with all that has been opened since closer_start(), so
- * that it doesn't hold up the end of this process.
+ * Last of all: closes what doesn't hang. The rest is left behind, with all that has been opened since closer_start(),
+ * so that it doesn't hold up the end of this process.
  */
 void closer_stop(void);
 

@@ -378,7 +378,7 @@ static int load_file(struct conf *c)
 
 	r.file = fopen(c->path, "re");
 	if (!r.file)
-		return errno == ENOENT ? 0 : -errno;
+		return errno == ENOENT && strcmp(c->path, PMEM_AGENT_CONF) == 0 ? 0 : -errno;
 	/* "Emulate=/srv/a ;b" is a path, as in systemd's files; inih would fall silent about "Emulate ;=". */
 	ini_allow_inline_comments = false;
 	ini_parse_stream(read_line, &r, handle, &r);

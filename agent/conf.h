@@ -63,7 +63,9 @@ struct conf_key {
 extern const struct conf_key conf_keys[];
 extern const unsigned int conf_n_keys;
 
-/* Reads `path`; a missing file is the defaults. What it says wrong is in `problems`. 0 or -ENOMEM, or what read gave.
+/*
+ * Reads `path`; if PMEM_AGENT_CONF is missing, that is the defaults. What it says wrong is in `problems`. 0, -ENOMEM,
+ * or what open or read gave.
  */
 int conf_load(const char *path, struct conf **ret);
 struct conf *conf_free(struct conf *c);

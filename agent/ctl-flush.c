@@ -123,13 +123,22 @@ static bool machine_has_regions(void)
 	return any;
 }
 
+/* Whether anybody is there to be asked; who isn't, isn't missed on a machine without regions. */
+static bool agent_answers(struct ctl *c)
+{
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+
+	return sd_bus_open_system(&c->bus) >= 0 &&
+	       (sd_bus_call_method(c->bus, BUS_NAME, BUS_PATH, "org.freedesktop.DBus.Peer", "Ping", &error, NULL,
+				   NULL) >= 0 ||
+		!ctl_agent_is_absent(&error));
+}
+
 /* Answers after which sync(2) is right: the agent has nothing to say about the target, or nothing to do. */
 static bool may_fall_back(const struct item *t, const sd_bus_error *error)
 {
 	if (!t->run->ctl->fallback || t->fd < 0)
 		return false;
-	if (ctl_agent_is_absent(error))
-		return !machine_has_regions();
 	switch (answer_from_dbus_error(error->name)) {
 	case PMEM_AGENT_ORDINARY:
 	case PMEM_AGENT_SYNCHRONOUS:
@@ -309,15 +318,13 @@ static int begin_more(struct flush_run *run)
 static void fall_back(struct item *t)
 {
 	const struct ctl *c = t->run->ctl;
-	bool whole = c->scope && strcmp(c->scope, "filesystem") == 0;
-	const char *call = whole ? "syncfs" : c->datasync ? "fdatasync" : "fsync";
-	struct stat st;
+	const char *scope = c->scope ?: c->datasync ? "file" : "", *call;
+	struct stat st = { .st_mode = 0 };
 	int r = fstat(t->fd, &st);
+	/* What is in a directory, and not itself, unless that is asked for. */
+	bool whole = strcmp(scope, "filesystem") == 0 || (strcmp(scope, "file") != 0 && S_ISDIR(st.st_mode));
 
-	if (r == 0 && !c->scope && S_ISDIR(st.st_mode)) {
-		whole = true;
-		call = "syncfs";
-	}
+	call = whole ? "syncfs" : c->datasync ? "fdatasync" : "fsync";
 	if (r == 0)
 		r = whole ? syncfs(t->fd) : c->datasync ? fdatasync(t->fd) : fsync(t->fd);
 	if (r < 0) {
@@ -404,6 +411,24 @@ static int run_targets(struct flush_run *run)
 	return r;
 }
 
+/* Without an agent. */
+static int sync_targets(struct flush_run *run)
+{
+	int r = 0;
+
+	for (unsigned int i = 0; i < run->n_targets; i++) {
+		struct item *t = &run->targets[i];
+
+		t->fd = open_target(t->result.name);
+		if (t->fd < 0)
+			open_failed(t, errno);
+		else
+			fall_back(t);
+		r = ctl_worse(r, t->result.exit_status);
+	}
+	return r;
+}
+
 static int print_results(const struct flush_run *run)
 {
 	_cleanup_free_ const struct ctl_result **results = calloc(run->n_targets + 1, sizeof(*results));
@@ -430,6 +455,7 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 {
 	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
 	_cleanup_(run_clear) struct flush_run run = { .ctl = c };
+	bool alone;
 	int r;
 
 	if (c->no_wait && c->fallback) {
@@ -440,11 +466,12 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 		ctl_error(NULL, "flush takes paths and regions, or --all; see \"pmemctl --help\"");
 		return CTL_EXIT_USAGE;
 	}
-	if (needs_regions(c, arguments, n)) {
+	alone = c->fallback && !machine_has_regions() && !agent_answers(c);
+	r = alone ? 0 : ctl_connect(c);
+	if (r == 0 && !alone && needs_regions(c, arguments, n))
 		r = ctl_get_regions(c, &list);
-		if (r != 0)
-			return r;
-	}
+	if (r != 0)
+		return r;
 	r = choose_targets(&run, &list, arguments, n);
 	if (r != 0)
 		return r;
@@ -454,7 +481,7 @@ int ctl_flush(struct ctl *c, char **arguments, unsigned int n)
 		return 0;
 	}
 	if (run.n_targets > 0)
-		r = run_targets(&run);
+		r = alone ? sync_targets(&run) : run_targets(&run);
 	return c->json ? ctl_worse(r, print_results(&run)) : r;
 }
 
@@ -467,6 +494,9 @@ int ctl_wait(struct ctl *c, char **arguments, unsigned int n)
 		ctl_error(NULL, "wait takes tickets, as \"pmemctl flush --no-wait\" prints them");
 		return CTL_EXIT_USAGE;
 	}
+	r = ctl_connect(c);
+	if (r != 0)
+		return r;
 	run.targets = calloc(n, sizeof(*run.targets));
 	if (!run.targets)
 		return CTL_EXIT_FAILURE;

@@ -152,7 +152,9 @@ static int not_greeted(const struct ctl_host *h, bool garbage)
 	else if (waits_to_be_accepted(h->path))
 		ctl_error(h->path, "busy: another program is connected, and QEMU takes one; see \"pmemctl serve\"");
 	else
-		ctl_error(h->path, "no agent answers in the guest: see \"systemctl status pmem-agent\" there");
+		ctl_error(h->path,
+			  "no agent answers in the guest: see \"systemctl status pmem-agent\" there, and if this is "
+			  "the socket of \"pmemctl serve\" what that says");
 	return CTL_EXIT_FAILURE;
 }
 

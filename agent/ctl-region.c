@@ -227,6 +227,9 @@ int ctl_get_regions(struct ctl *c, struct ctl_regions *ret)
 
 	if (c->link)
 		return ctl_host_get_regions(c, ret);
+	r = ctl_connect(c);
+	if (r != 0)
+		return r;
 	r = sd_bus_message_new_method_call(c->bus, &call, BUS_NAME, BUS_PATH, "org.freedesktop.DBus.ObjectManager",
 					   "GetManagedObjects");
 	if (r >= 0)

@@ -283,6 +283,14 @@ static int set_environment(const char *library)
 	return EXIT_CANT_PRELOAD;
 }
 
+static bool is_agent_there(void)
+{
+	const char *directory = getenv("PMEM_AGENT_RUNTIME_DIR") ?: PMEM_AGENT_RUNTIME_DIR;
+	_cleanup_free_ char *path = ctl_format("%s/" PMEM_AGENT_SOCKET_NAME, directory);
+
+	return path && access(path, F_OK) == 0;
+}
+
 int ctl_run(struct ctl *c, char **arguments, unsigned int n)
 {
 	char program[PATH_MAX], library[PATH_MAX];
@@ -305,7 +313,7 @@ int ctl_run(struct ctl *c, char **arguments, unsigned int n)
 		r = set_environment(library);
 	if (r != 0)
 		return r;
-	if (!c->quiet && access(PMEM_AGENT_RUNTIME_DIR "/" PMEM_AGENT_SOCKET_NAME, F_OK) < 0)
+	if (!c->quiet && !is_agent_there())
 		ctl_error(NULL, "there is no agent: calls go to the kernel until there is one; "
 				"see \"systemctl status pmem-agent\"");
 	execv(program, arguments);

@@ -144,8 +144,10 @@ static const struct {
 int ctl_watch(struct ctl *c, char **arguments, unsigned int n)
 {
 	_cleanup_(ctl_regions_clear) struct ctl_regions list = { 0 };
-	int r;
+	int r = ctl_connect(c);
 
+	if (r != 0)
+		return r;
 	for (unsigned int i = 0; i < ARRAY_SIZE(signals); i++) {
 		r = sd_bus_add_match(c->bus, NULL, signals[i].match, signals[i].handler, c);
 		if (r < 0)

@@ -12,20 +12,20 @@
 #include "ctl-host.h"
 
 const struct ctl_verb ctl_verbs[] = {
-	{ "list", "", "List the regions, and how each is flushed", 0, 0, ctl_list, ctl_list },
-	{ "status", "[REGION...]", "Show what state regions are in", 0, UINT32_MAX, ctl_status, ctl_status },
-	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", 0, UINT32_MAX,
+	{ "list", "", "List the regions, and how each is flushed", 0, ctl_list, ctl_list },
+	{ "status", "[REGION...]", "Show what state regions are in", UINT32_MAX, ctl_status, ctl_status },
+	{ "flush", "PATH...|REGION...|--all", "Make what was stored before durable, and wait for it", UINT32_MAX,
 	  ctl_flush, ctl_host_flush },
-	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", 0, UINT32_MAX, ctl_wait, NULL },
-	{ "stats", "[REGION...]", "Show how many flushes there were, and how long they took", 0, UINT32_MAX, ctl_stats,
+	{ "wait", "TICKET...", "Wait for what was flushed with --no-wait", UINT32_MAX, ctl_wait, NULL },
+	{ "stats", "[REGION...]", "Show how many flushes there were, and how long they took", UINT32_MAX, ctl_stats,
 	  NULL },
-	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", 0, UINT32_MAX,
+	{ "acknowledge", "REGION --loss=N", "Say that what this loss took has been made good", UINT32_MAX,
 	  ctl_acknowledge, ctl_acknowledge },
-	{ "watch", "", "Print a line for each event until interrupted", 0, 0, ctl_watch, ctl_host_watch },
-	{ "doctor", "[PATH|REGION]", "Show what a path rests on, what is wrong there, and what mends it", 0, 1,
-	  ctl_doctor, NULL },
-	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", 0, UINT32_MAX, ctl_run, NULL },
-	{ "serve", "", "On the host: flush for the guest what it can't flush", 0, 0, NULL, ctl_host_serve },
+	{ "watch", "", "Print a line for each event until interrupted", 0, ctl_watch, ctl_host_watch },
+	{ "doctor", "[PATH|REGION]", "Show what a path rests on, what is wrong there, and what mends it", 1, ctl_doctor,
+	  NULL },
+	{ "run", "-- COMMAND...", "Run a program whose fsync and msync go to the agent", UINT32_MAX, ctl_run, NULL },
+	{ "serve", "", "On the host: flush for the guest what it can't flush", 0, NULL, ctl_host_serve },
 };
 const unsigned int ctl_n_verbs = ARRAY_SIZE(ctl_verbs);
 
@@ -183,7 +183,7 @@ int ctl_worse(int a, int b)
 
 int ctl_connect(struct ctl *c)
 {
-	int r = sd_bus_open_system(&c->bus);
+	int r = c->bus ? 0 : sd_bus_open_system(&c->bus);
 
 	if (r >= 0)
 		return 0;
@@ -333,7 +333,8 @@ static int check_host_options(const struct ctl *c, const struct ctl_verb *verb)
 	if (c->host ? !verb->run_on_host : !verb->run)
 		return usage_error(c->host ? "not with --host: " : "only with --host=SOCKET: ", verb->name);
 	if (c->host && !c->host[0])
-		return usage_error("--host=SOCKET is empty; for pmem-agent-host@.service AGENT= in its file says it", "");
+		return usage_error("--host=SOCKET is empty; for pmem-agent-host@.service AGENT= in its file says it",
+				   "");
 	if (!c->host && c->retry)
 		return usage_error("--retry is for --host", "");
 	if (verb->run_on_host != ctl_host_serve && (c->qmp || c->n_backings > 0 || c->listen || c->state))
@@ -361,6 +362,8 @@ static int check_options(const struct ctl *c, const struct ctl_verb *verb)
 		return usage_error("--output is for --openmetrics", "");
 	if (verb->run != ctl_acknowledge && c->loss)
 		return usage_error("--loss is for acknowledge, not for ", verb->name);
+	if (verb->run == ctl_run && c->json)
+		return usage_error("--json is not for run: what is printed is the command's", "");
 	if (verb->run != ctl_doctor && c->record)
 		return usage_error("--record is for doctor, not for ", verb->name);
 	for (unsigned int i = 0; c->scope && i < ARRAY_SIZE(scopes); i++)
@@ -393,11 +396,7 @@ static int run_verb(struct ctl *c, const struct ctl_verb *verb, char **arguments
 		ctl_host_close(c);
 		return r;
 	}
-	/* One goes on as another program, the other says what it finds. */
-	if (verb->run != ctl_run && verb->run != ctl_doctor)
-		r = ctl_connect(c);
-	if (r == 0)
-		r = verb->run(c, arguments, n);
+	r = verb->run(c, arguments, n);
 	sd_bus_flush_close_unref(c->bus);
 	return r;
 }
@@ -417,9 +416,9 @@ int ctl_main(int argc, char **argv)
 			return r < 0 ? 0 : r;
 	}
 	if (optind >= argc)
-		return usage_error(
-		    "what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, doctor, run, serve",
-		    "");
+		return usage_error("what is to be done? Known: list, status, flush, wait, stats, acknowledge, watch, "
+				   "doctor, run, serve",
+				   "");
 	verb = find_verb(argv[optind]);
 	if (!verb)
 		return usage_error("unknown verb ", argv[optind]);

@@ -37,7 +37,7 @@ struct ctl {
 
 struct ctl_verb {
 	const char *name, *arguments, *help;
-	unsigned int min_arguments, max_arguments;
+	unsigned int max_arguments;
 	int (*run)(struct ctl *c, char **arguments, unsigned int n);         /* the exit status */
 	int (*run_on_host)(struct ctl *c, char **arguments, unsigned int n); /* with --host; NULL: not there */
 };
@@ -53,7 +53,7 @@ int ctl_main(int argc, char **argv);
 /* One line on stderr: "pmemctl: SUBJECT: …", the subject left out if NULL. */
 void ctl_error(const char *subject, const char *format, ...) _printf_(2, 3);
 
-/* Connects to the system bus, and complains if it can't. 0 or the exit status. */
+/* Connects to the system bus, unless it is, and complains if it can't. 0 or the exit status. */
 int ctl_connect(struct ctl *c);
 
 /* Says why a call failed, and what to do next; the exit status. `subject` may be NULL. */

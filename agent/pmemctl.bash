@@ -13,7 +13,8 @@ _pmemctl()
 	local flush_options="--all --datasync --fallback --no-wait --scope= --timeout="
 	local serve_options="--qmp= --backing= --listen= --state="
 	local stats_options="--openmetrics --output="
-	local word=${COMP_WORDS[COMP_CWORD]} verb= i
+	local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} option= verb= i
+	local value=$word
 	local IFS=$' \t\n'
 
 	for ((i = 1; i < COMP_CWORD; i++)); do
@@ -33,25 +34,32 @@ _pmemctl()
 		fi
 	done
 
+	# --OPTION VALUE is two words, --OPTION=VALUE three.
+	if [[ $word == = ]]; then
+		option=$previous value=
+	elif [[ $previous == = ]]; then
+		option=${COMP_WORDS[COMP_CWORD - 2]}
+		[[ ${COMP_WORDS[COMP_CWORD - 4]-} == --backing ]] && option=--backing-file
+	elif [[ $previous == --@(backing|host|listen|loss|output|qmp|scope|state|timeout) ]]; then
+		option=$previous
+	fi
+
 	COMPREPLY=()
 	if [[ $verb == run ]]; then
 		COMPREPLY=($(compgen -W "--" -- "$word"))
-	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --timeout || ${COMP_WORDS[COMP_CWORD - 2]-} == --timeout ]]; then
+	elif [[ $option == --scope ]]; then
+		COMPREPLY=($(compgen -W "file filesystem region" -- "$value"))
+	elif [[ $option == --@(backing-file|host|listen|output|qmp|state) ]]; then
+		compopt -o filenames
+		COMPREPLY=($(compgen -f -- "$value"))
+	elif [[ $option ]]; then
 		:
-	elif [[ $verb == stats && ( ${COMP_WORDS[COMP_CWORD - 1]} == --output || ${COMP_WORDS[COMP_CWORD - 2]-} == --output ) ]]; then
-		compopt -o filenames
-		COMPREPLY=($(compgen -f -- "${word#=}"))
-	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --@(host|qmp|listen|state) || ${COMP_WORDS[COMP_CWORD - 2]-} == --@(host|qmp|listen|state) ]]; then
-		compopt -o filenames
-		COMPREPLY=($(compgen -f -- "${word#=}"))
-	elif [[ ${COMP_WORDS[COMP_CWORD - 1]} == --scope || ${COMP_WORDS[COMP_CWORD - 1]} == = || $word == = ]]; then
-		COMPREPLY=($(compgen -W "file filesystem region" -- "${word#=}"))
 	elif [[ $verb == acknowledge && $word == -* ]]; then
 		COMPREPLY=($(compgen -W "$options --loss=" -- "$word"))
 		[[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
 	elif [[ $word == -* ]]; then
 		[[ -z $verb || $verb == flush ]] && options="$options $flush_options"
-		[[ $verb == wait ]] && options="$options --timeout="
+		[[ $verb == wait || " ${COMP_WORDS[*]} " == *" --host "* ]] && options="$options --timeout="
 		[[ $verb == serve ]] && options="$options $serve_options"
 		[[ $verb == stats ]] && options="$options $stats_options"
 		[[ $verb == doctor ]] && options="$options --record"

@@ -37,7 +37,11 @@ static void tell_status(struct serve *s)
 	char text[256];
 
 	serve_backings_status(s, text, sizeof(text));
-	sd_notifyf(false, "STATUS=%s; %s", s->greeting ? "connected to the agent" : "no agent in the guest", text);
+	if (s->dial_error)
+		sd_notifyf(false, "STATUS=no connection to %s: %s; %s", s->path, strerrordesc_np(s->dial_error), text);
+	else
+		sd_notifyf(false, "STATUS=%s; %s", s->greeting ? "connected to the agent" : "no agent in the guest",
+			   text);
 }
 
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
@@ -281,6 +285,7 @@ static void on_connected(struct peer *p, void *userdata)
 	struct serve *s = userdata;
 
 	s->complained = false;
+	s->dial_error = 0;
 	s->fresh = true;
 	peer_send_resync(p);
 }
@@ -289,6 +294,12 @@ static void on_closed(struct peer *p, int error, void *userdata)
 {
 	struct serve *s = userdata;
 
+	if (!s->greeting && error && error != s->dial_error) {
+		serve_log(s, LOG_WARNING, "no connection to %s: %s; tried again and again", s->path,
+			  strerrordesc_np(error));
+		s->dial_error = error;
+		tell_status(s);
+	}
 	if (!s->greeting)
 		return;
 	serve_log(s, LOG_INFO, "the connection to the guest is gone%s%s", error ? ": " : "",

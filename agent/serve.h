@@ -94,6 +94,7 @@ TAILQ_HEAD(asked_list, asked);
 struct serve {
 	sd_event *event;
 	const char *path; /* of the guest's socket */
+	int dial_error;   /* why it can't be connected to; 0: it was, or nothing was tried yet */
 	struct peer *guest;
 	struct json_object *greeting; /* NULL: not greeted */
 	char instance[64];            /* of it, or of the last one; "": there was none yet */

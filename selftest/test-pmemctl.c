@@ -240,6 +240,34 @@ static void test_fallback(void **state)
 	json = parse("flushes", 1);
 	assert_string_equal(get(json, "flushes", 0, "answer"), "Synced");
 	json_object_put(json);
+	/* What is in it, not its own entry. */
+	assert_int_equal(run("flush", "--fallback", "--scope=region", session.directory), 0);
+	assert_says(out, "synced with syncfs(2)");
+	assert_int_equal(run("flush", "--fallback", "--scope=file", session.directory), 0);
+	assert_says(out, "synced with fsync(2)");
+}
+
+/* Neither is needed for it where there is no region, nor to be told that it is asked for wrongly. */
+static void test_no_bus(void **state)
+{
+	_cleanup_free_ char *bus = strdup(getenv("DBUS_SYSTEM_BUS_ADDRESS"));
+
+	setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent", 1);
+	assert_int_equal(run("flush", session.directory), CTL_EXIT_FAILURE);
+	assert_says(err, "no connection to D-Bus");
+	assert_int_equal(run("flush"), CTL_EXIT_USAGE);
+	assert_int_equal(run("wait"), CTL_EXIT_USAGE);
+	assert_int_equal(run("acknowledge", "emu0", "--loss=x"), CTL_EXIT_USAGE);
+	assert_int_equal(run("run", "--json", "--", "true"), CTL_EXIT_USAGE);
+	if (access("/sys/bus/nd/devices/region0", F_OK) < 0) {
+		assert_int_equal(run("flush", "--fallback", session.directory), 0);
+		assert_says(out, "synced with syncfs(2)");
+		assert_int_equal(run("flush", "--fallback", "/nonexistent"), 15);
+		assert_int_equal(run("flush", "--fallback", "--all"), 0);
+	} else {
+		assert_int_equal(run("flush", "--fallback", session.directory), CTL_EXIT_FAILURE);
+	}
+	setenv("DBUS_SYSTEM_BUS_ADDRESS", bus, 1);
 }
 
 /* ---- a host that does not answer ---- */
@@ -419,6 +447,7 @@ int main(void)
 		cmocka_unit_test(test_failures),
 		cmocka_unit_test(test_no_permission),
 		cmocka_unit_test(test_fallback),
+		cmocka_unit_test(test_no_bus),
 		cmocka_unit_test(test_times_out),
 		cmocka_unit_test(test_no_wait),
 		cmocka_unit_test(test_waits_watches_and_tells_the_loss),
