@@ -52,7 +52,7 @@ a=$(region_of r0) b=$(region_of r1) c=$(region_of r2) dax=/dev/dax$(region_of r1
 echo "# $(uname -rm), r0 is $a, r1 is $b, r2 is $c"
 namespace -r "$a" -m raw >/dev/null
 namespace -r "$b" -m devdax >/dev/null
-disk=$(namespace -r "$c" -m fsdax)
+disk=$(namespace -r "$c" -m fsdax | tail -n 1)
 [ $# -gt 0 ] || . /root/guest/pseries-regions.sh
 
 # Built for this machine, and run on it, with no emulation of system calls. What they skip they name.
