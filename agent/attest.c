@@ -2,11 +2,59 @@
 /*
  * attest: what the host says of the regions, and when all that was said and confirmed is void
  */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "log.h"
 #include "manager-private.h"
+
+/* ---- a refusal outlives the agent that was told of it, as the region's page does ---- */
+
+static uint32_t pack(const struct region_backing *b)
+{
+	return 1U << 31 | (uint32_t)b->type | (uint32_t)b->share << 4 | (uint32_t)b->pmem << 8 |
+	       (uint32_t)b->read_only << 12;
+}
+
+static struct region_backing unpack(uint32_t refused)
+{
+	return (struct region_backing){
+		.type = refused & 0xf,
+		.share = refused >> 4 & 0xf,
+		.pmem = refused >> 8 & 0xf,
+		.read_only = refused >> 12 & 0xf,
+	};
+}
+
+static int remember(struct manager *m, const struct region *r)
+{
+	_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
+	int e = worker_open_page(m->runtime_dir, r->identity, m->boot_id, &page);
+
+	if (e == 0)
+		page_store(page->agent.refused, r->attestation == REGION_REFUSED ? pack(&r->backing) : 0);
+	return e;
+}
+
+int attest_recall(struct manager *m, struct region *r)
+{
+	_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
+	struct region_backing said;
+	char path[PATH_MAX];
+	int e;
+
+	worker_page_path(m->runtime_dir, r->identity, path, sizeof(path));
+	if (r->unattested.is_set /* the host has said since what it is */ || access(path, F_OK) < 0)
+		return 0;
+	e = worker_open_page(m->runtime_dir, r->identity, m->boot_id, &page);
+	if (e < 0 || page->agent.refused == 0)
+		return e;
+	said = unpack(page->agent.refused);
+	return region_set_backing(r, &said);
+}
+
+/* ---- what it says ---- */
 
 struct manager_region *manager_set_backing(struct manager *m, struct manager_region *mr,
 					   const struct region_backing *backing)
@@ -16,6 +64,9 @@ struct manager_region *manager_set_backing(struct manager *m, struct manager_reg
 	char name[REGION_NAME_MAX];
 
 	if (!said || region_set_backing(said, backing) < 0)
+		return NULL;
+	/* First: who is told of it is not told otherwise after us. */
+	if ((said->attestation == REGION_REFUSED || before == REGION_REFUSED) && remember(m, said) < 0)
 		return NULL;
 	snprintf(name, sizeof(name), "%s", said->name);
 	if (said->attestation != before)

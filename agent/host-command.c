@@ -247,6 +247,9 @@ static int command_flushed(struct host *h, struct json_object *arguments, struct
 	if (json_object_object_get_ex(arguments, "desc", &desc) &&
 	    (!json_object_is_type(desc, json_type_string) || json_object_get_string_len(desc) > HOST_MAX_DESC))
 		return -EINVAL;
+	/* Nowhere to be counted now, and the host must not think that it is known. */
+	if (manager_host_lost_nowhere(mr, (int)error))
+		return -ENOENT;
 	o = json_new_object();
 	json_add(o, "current",
 		 json_object_new_boolean(

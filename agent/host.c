@@ -58,6 +58,7 @@ static void on_reset(struct channel *c, void *userdata)
 {
 	struct host *h = userdata;
 
+	host_forget_flushes(h, NULL);
 	manager_forget_host(h->manager);
 	greet(h);
 }

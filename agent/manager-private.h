@@ -180,6 +180,11 @@ bool regions_is_unseen(const struct manager *m, const struct leaf *leaf);
 /* `*seen`, which is taken, stands for the region from now on; where it is flushed in another way, as a new one. */
 void manager_replace_region(struct manager *m, struct manager_region *mr, struct region **seen);
 
+/* ---- attest.c ---- */
+
+/* What the host told an agent before us, if it was a refusal. 0 or a negative errno. */
+int attest_recall(struct manager *m, struct region *r);
+
 /* ---- round.c ---- */
 
 /* A region that joins: takes `region` over, adopts its page. Not on any list yet. 0 or a negative errno. */
@@ -234,6 +239,9 @@ bool round_host_goes_on(struct manager_region *mr);
 
 /* The host's answer is what ends the round, no worker's. */
 bool round_host_is_asked(const struct manager_region *mr);
+
+/* The worker has ended well once, and flushes once more now. */
+bool round_host_is_remaking(const struct manager_region *mr);
 
 /* The host doesn't serve the region any more. */
 void round_host_left(struct manager_region *mr);

@@ -159,6 +159,8 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 	m->mounts = mount_cache_new();
 	if (!m->mounts)
 		return -ENOMEM;
+	/* A late answer to the agent before us is none to us. */
+	m->host.last_number = now_usec(CLOCK_REALTIME);
 	r = sd_id128_get_boot(&m->boot_id);
 	if (r < 0)
 		return r;

@@ -137,6 +137,9 @@ void manager_host_ask(struct manager *m);
  */
 bool manager_host_flushed(struct manager_region *mr, uint64_t number, int error, const char *why);
 
+/* Whether it is a loss that can't be counted: the region can't be flushed now. The host must keep it. */
+bool manager_host_lost_nowhere(const struct manager_region *mr, int error);
+
 /*
  * What the host says of the region. That may make it another, or have it removed and added: returns the one there is
  * now; NULL: none, for want of memory.

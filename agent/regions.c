@@ -30,8 +30,10 @@ static void remove_region(struct manager *m, struct manager_region *mr)
 static int add_region(struct manager *m, struct region **region)
 {
 	struct manager_region *mr = NULL, *before;
-	int r = round_region_new(m, *region, &mr);
+	int r = attest_recall(m, *region);
 
+	if (r == 0)
+		r = round_region_new(m, *region, &mr);
 	if (r < 0) {
 		log_region(LOG_ERR, LOG_EVENT_NONE, (*region)->name, 0, "%s cannot be served: %s", (*region)->name,
 			   strerrordesc_np(-r));

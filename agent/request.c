@@ -501,12 +501,27 @@ static void set_lost_since(struct request *r, const struct part *part)
 			 part->region->region->name, status.acknowledged);
 }
 
+static bool is_any_refused(const struct request *r)
+{
+	for (unsigned int i = 0; i < r->n_parts; i++)
+		if (r->parts[i].region->host.is_refused)
+			return true;
+	return false;
+}
+
 /* What the first of its regions confirmed may have been before the guest was restored. */
 static void set_void(struct request_result *result)
 {
 	result->answer = PMEM_AGENT_UNKNOWN;
 	snprintf(result->detail, sizeof(result->detail),
 		 "the connection to the host was made anew while the flush of another region was awaited");
+}
+
+static void set_refused(struct request_result *result)
+{
+	result->answer = PMEM_AGENT_UNKNOWN;
+	snprintf(result->detail, sizeof(result->detail),
+		 "the host has said meanwhile that stores to one of the regions can't be kept");
 }
 
 static void describe_answer(const struct part *part, enum pmem_agent_answer answer,
@@ -548,6 +563,8 @@ void request_part_answered(struct part *part, const struct flush_action *action)
 			set_lost_since(r, lost);
 		else if (!sd_id128_equal(result->instance, r->manager->instance))
 			set_void(result);
+		else if (is_any_refused(r))
+			set_refused(result);
 		for (unsigned int i = 0; result->answer == PMEM_AGENT_DURABLE && i < r->n_parts; i++)
 			result->basis =
 			    manager_weaker_basis(manager_region_get_basis(r->parts[i].region), result->basis);

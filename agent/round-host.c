@@ -241,6 +241,11 @@ int round_host_begin(struct manager_region *mr)
 	return 0;
 }
 
+bool round_host_is_remaking(const struct manager_region *mr)
+{
+	return mr->host.is_remaking;
+}
+
 bool round_host_is_asked(const struct manager_region *mr)
 {
 	return mr->host.waits;
@@ -302,6 +307,17 @@ void manager_host_offers(struct manager *m, bool flushes, bool confirms)
 	manager_host_ask(m);
 }
 
+/* Whether it says that stores were lost: of the fsync itself, so it won't be reported again. */
+static bool is_loss(int error)
+{
+	return error != 0 && error != EOPNOTSUPP;
+}
+
+bool manager_host_lost_nowhere(const struct manager_region *mr, int error)
+{
+	return is_loss(error) && !mr->flush;
+}
+
 bool manager_host_flushed(struct manager_region *mr, uint64_t number, int error, const char *why)
 {
 	bool current = mr->host.waits && number != 0 && number == mr->host.number;
@@ -311,8 +327,8 @@ bool manager_host_flushed(struct manager_region *mr, uint64_t number, int error,
 		log_region(LOG_WARNING, LOG_EVENT_HOST, mr->region->name, 0, "%s: the host's flush %s: %s%s%.128s",
 			   mr->region->name, error == EOPNOTSUPP ? "was not made" : "failed",
 			   strerrordesc_np(error) ?: "?", why[0] ? ": " : "", why);
-	/* It has been reported now and won't be again: it counts, whatever it is an answer to. */
-	if (error != 0 && error != EOPNOTSUPP && !current) {
+	/* It counts, whatever it is an answer to. */
+	if (is_loss(error) && !current) {
 		round_lose(mr, error, FLUSH_ORIGIN_HOST);
 		return false;
 	}

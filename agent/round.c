@@ -203,7 +203,8 @@ static void end_worker(struct manager_region *mr)
 	} else if (page->worker.failed == status.started) {
 		answer = PMEM_AGENT_LOST;
 		error = page->worker.error;
-	} else if (page->worker.durable != status.started) {
+	} else if (page->worker.durable != status.started || round_host_is_remaking(mr)) {
+		/* What the page says may be of the flush that was to be made again. */
 		answer = PMEM_AGENT_UNKNOWN;
 		snprintf(mr->detail, sizeof(mr->detail), "the worker of %s died before it told why", mr->region->name);
 	}

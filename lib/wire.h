@@ -206,8 +206,8 @@ struct pmem_agent_page {
 		uint32_t recalled;     /* 1: what earlier boots lost is counted here; stored after it */
 		uint64_t loss_epoch;   /* newest round confirmed before it */
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
-		uint32_t reserved;
-		uint64_t handed; /* newest round whose descriptors only the worker has now */
+		uint32_t refused;      /* not 0: the host has said that no flush keeps anything, and how */
+		uint64_t handed;       /* newest round whose descriptors only the worker has now */
 	} agent;
 
 	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 456];

@@ -379,7 +379,59 @@ static void test_cannot_be_made_again(void **state)
 	assert_false(pmem_agent_page_lost(page));
 }
 
+/* What the page says is of the flush that was to be made again. */
+static void test_worker_dies_making_it_again(void **state)
+{
+	struct answer_of a;
+	pid_t pid;
+
+	start();
+	flush_unheard(&a);
+	pid = (pid_t)page->worker.pid;
+	stop_process(pid);
+	assert_int_equal(manager_new_instance(manager), 0);
+	while (!round_host_is_remaking(emu0()))
+		turn();
+	kill(pid, SIGKILL);
+	assert_answer(&a, PMEM_AGENT_UNKNOWN);
+}
+
 /* ---- what the host says ---- */
+
+/* Who comes after the agent that was told of it has not been told otherwise. */
+static void test_a_refusal_outlives_the_agent(void **state)
+{
+	struct answer_of a;
+
+	start();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	say(REGION_BACKING_FILE, REGION_FACT_NO, true);
+	assert_refused(PMEM_AGENT_IMPOSSIBLE);
+	end_agent();
+
+	start();
+	assert_int_equal(manager_region_get(emu0())->attestation, REGION_REFUSED);
+	assert_refused(PMEM_AGENT_IMPOSSIBLE);
+	say(REGION_BACKING_FILE, REGION_FACT_YES, true);
+	end_agent();
+
+	start();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
+/* An error is not taken from a host by who can't count it. */
+static void test_a_loss_of_what_cannot_be_flushed(void **state)
+{
+	start();
+	assert_false(manager_host_lost_nowhere(emu0(), EIO));
+	say(REGION_BACKING_RAM, REGION_FACT_YES, true);
+	assert_true(manager_host_lost_nowhere(emu0(), EIO));
+	assert_false(manager_host_lost_nowhere(emu0(), EOPNOTSUPP));
+	assert_false(manager_host_lost_nowhere(emu0(), 0));
+	say(REGION_BACKING_FILE, REGION_FACT_YES, true);
+}
 
 static void test_refused_in_flight(void **state)
 {
@@ -420,6 +472,9 @@ int main(void)
 		TEST(test_made_again),
 		TEST(test_not_made_again),
 		TEST(test_cannot_be_made_again),
+		TEST(test_worker_dies_making_it_again),
+		TEST(test_a_refusal_outlives_the_agent),
+		TEST(test_a_loss_of_what_cannot_be_flushed),
 		TEST(test_refused_in_flight),
 	};
 

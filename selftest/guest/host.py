@@ -19,7 +19,7 @@ import tempfile
 import time
 
 import hostproto
-from testlib import Load, check, comment, finish, read_page, run, vm, wait_until
+from testlib import Load, check, comment, finish, run, vm, wait_until
 
 CHUNK = 2900
 MOUNT = "/mnt"
@@ -92,10 +92,16 @@ def test_filesystem(host, address):
         name = refused.name
     check("a deadline is kept though the host hangs", name == "TimedOut")
     since = host.mark()
+    host.command("flush", id="earlier", address=address)
+    host.transport.send(b"\xff")
+    check("0xFF makes it forget what another program may have asked for", host.greeting(since))
+    since = host.mark()
     host.command("flush", id="later", address=address)
     host.command("flush", id="later", address=address, retry=True)
     vm("fsync", "release", "r0")
     check("asked twice meanwhile, it is answered", host.answer("later", since=since)["regions"])
+    list(host.pump(0.5))
+    check("and nothing else is", not any(message.get("id") == "earlier" for message in host.messages))
 
 
 def test_devdax(host, region, address):
@@ -135,6 +141,10 @@ def test_backing(region):
     host.ask("set-backing", region=region, type="ram")
     check("RAM, says the host: no flush of the guest's promises anything",
           pmemctl("flush", region)[0] == 12 and pmemctl("flush", MOUNT)[0] == 12)
+    vm("host", "disconnect")
+    run("systemctl", "restart", "pmem-agent")
+    check("an agent that has not been told knows it too", pmemctl("flush", region)[0] == 12)
+    host, _ = connect()
     listed = json.loads(pmemctl("list", "--json")[1])["regions"]
     mine = next(r for r in listed if r["region"] == region)
     check("pmemctl list tells it", (mine["attestation"], mine["method"]) == ("refused", "impossible")

@@ -286,6 +286,8 @@ def check_backing(check, host, region):
         check(f"{what}: the region goes and comes as another",
               host.event("REGION_REMOVED", since) and host.event("REGION_ADDED", since))
         check(f"{what}: a flush is impossible", host.refusal("flush", region=region) == "Impossible")
+        check(f"{what}: an error of the host's is not taken, since it can't be counted",
+              host.refusal("flushed", region=region, number=0, errno=5) == "NotFound")
         host.ask("set-backing", region=region, type="file", share=True)
         check(f"{what}: until the host says otherwise", host.ask("flush", region=region))
     host.ask("set-backing", region=region, type="ram")
