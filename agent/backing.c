@@ -34,6 +34,8 @@ struct opened {
 
 struct flushed {
 	int error;
+	bool replaced; /* the file is another now: nothing was flushed */
+	bool unkept;   /* the record of what is in flight can't be written */
 	uint64_t usec;
 };
 
@@ -46,6 +48,7 @@ struct backing {
 	sd_event_source *io_source, *timer_source;
 	uint64_t in_flight[BACKING_MAX_WAITING], waiting[BACKING_MAX_WAITING];
 	unsigned int n_in_flight, n_waiting;
+	bool replaced, unkept;
 	uint64_t tokens, refilled_usec;
 	uint64_t n_flushes, flush_usec;
 };
@@ -90,6 +93,15 @@ static int refuse(struct opened *o, enum backing_state state, const char *proble
 	return -1;
 }
 
+/* A relative one is the virtual machine's, if that is who told. */
+static void name_file(const struct backing_info *info, char path[static PATH_MAX + 32])
+{
+	if (info->path[0] != '/' && info->pid > 0)
+		snprintf(path, PATH_MAX + 32, "/proc/%d/cwd/%s", info->pid, info->path);
+	else
+		snprintf(path, PATH_MAX + 32, "%s", info->path);
+}
+
 /* The descriptor, or -1 with the reason in `o`. */
 static int open_file(const struct backing_info *info, struct opened *o)
 {
@@ -98,11 +110,10 @@ static int open_file(const struct backing_info *info, struct opened *o)
 	struct stat st;
 	int found, ours;
 
-	/* A relative one is the virtual machine's. */
-	if (info->path[0] != '/' && info->pid > 0)
-		snprintf(path, sizeof(path), "/proc/%d/cwd/%s", info->pid, info->path);
-	else
-		snprintf(path, sizeof(path), "%s", info->path);
+	if (info->path[0] != '/' && info->pid == 0 && info->name[0])
+		return refuse(o, BACKING_REFUSED,
+			      "its path is relative, and the virtual machine's process can't be seen");
+	name_file(info, path);
 	fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return refuse(o, BACKING_REFUSED, strerrordesc_np(errno));
@@ -122,44 +133,76 @@ static int open_file(const struct backing_info *info, struct opened *o)
 	return ours;
 }
 
-/* Before the error is told: who is killed while telling it must not have been the only one to know. */
-static void keep(const char *path, int error)
+/* Whether the name still leads to what is open here: what the virtual machine has open may be the other one. */
+static bool is_replaced(const struct backing_info *info, int fd)
 {
-	_cleanup_close_ int fd = path[0] ? open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
+	char path[PATH_MAX + 32];
+	struct stat ours, named;
 
-	if (fd >= 0 && dprintf(fd, "%d\n", error) > 0)
-		fdatasync(fd);
+	name_file(info, path);
+	return fstat(fd, &ours) < 0 || stat(path, &named) < 0 || ours.st_dev != named.st_dev ||
+	       ours.st_ino != named.st_ino || ours.st_rdev != named.st_rdev;
+}
+
+/*
+ * What nobody was told of, for who comes after us: the errno of a flush, 0 for none. While one is in flight its error
+ * may be reported to us and die with us, so it counts as failed until it has not. Only the machine's end need not be
+ * survived by that: then the guest has ended too, and was told nothing.
+ */
+struct record {
+	int fd; /* -1: there is none */
+	int error;
+};
+
+static bool record_write(const struct record *r, int error)
+{
+	char text[16];
+	int n = snprintf(text, sizeof(text), "%-4d\n", error);
+
+	return r->fd >= 0 && pwrite(r->fd, text, (size_t)n, 0) == n;
 }
 
 /* What can't be read was kept nevertheless. */
-static int find_kept(const char *path)
+static struct record record_open(const char *path)
 {
-	FILE *f = path[0] ? fopen(path, "re") : NULL;
-	int error = EIO;
+	struct record r = { .fd = path[0] ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1 };
+	char text[16] = "";
+	ssize_t n = r.fd >= 0 ? pread(r.fd, text, sizeof(text) - 1, 0) : path[0] && access(path, F_OK) == 0 ? -1 : 0;
 
-	if (!f)
-		return 0;
-	if (fscanf(f, "%d", &error) != 1 || error <= 0)
-		error = EIO;
-	fclose(f);
-	return error;
+	if (n != 0 && (n < 0 || sscanf(text, "%d", &r.error) != 1 || r.error < 0))
+		r.error = EIO;
+	return r;
 }
 
-static struct flushed flush(int fd, const char *state)
+static struct flushed flush(const struct backing_info *info, int fd, struct record *r)
 {
 	uint64_t begun = now_usec(CLOCK_MONOTONIC);
-	struct flushed f = { .error = fd < 0 ? EIO : fsync(fd) < 0 ? errno : 0 };
+	struct flushed f = { .replaced = is_replaced(info, fd) };
 
+	if (f.replaced) {
+		f.error = EOPNOTSUPP;
+		return f;
+	}
+	f.unkept = !record_write(r, r->error ?: EIO) && info->state[0];
+	if (fsync(fd) < 0)
+		f.error = errno == EOPNOTSUPP ? EIO : errno;
 	f.usec = now_usec(CLOCK_MONOTONIC) - begun;
-	if (f.error != 0 && f.error != EOPNOTSUPP)
-		keep(state, f.error);
+	/* Before the error is told: who is killed while telling it must not have been the only one to know. */
+	if (f.error != 0) {
+		r->error = f.error;
+		record_write(r, r->error);
+		f.unkept |= r->fd >= 0 && fdatasync(r->fd) < 0;
+	} else {
+		record_write(r, r->error);
+	}
 	return f;
 }
 
 static void run(int sock, void *userdata)
 {
 	const struct backing_info *info = userdata;
-	struct opened o = { .state = BACKING_REFUSED, .kept = find_kept(info->state) };
+	struct record record = record_open(info->state);
+	struct opened o = { .state = BACKING_REFUSED, .kept = record.error };
 	char order;
 	int fd;
 
@@ -177,10 +220,11 @@ static void run(int sock, void *userdata)
 		struct flushed f;
 
 		if (order == FORGET) {
-			unlink(info->state);
+			record.error = 0;
+			record_write(&record, 0);
 			continue;
 		}
-		f = flush(fd, info->state);
+		f = flush(info, fd, &record);
 		if (send(sock, &f, sizeof(f), MSG_NOSIGNAL) < 0)
 			return;
 	}
@@ -211,6 +255,16 @@ bool backing_is_verified(const struct backing *b)
 bool backing_is_memory(const struct backing *b)
 {
 	return b->opened.memory || !b->info.path[0];
+}
+
+bool backing_is_replaced(const struct backing *b)
+{
+	return b->replaced;
+}
+
+bool backing_is_unkept(const struct backing *b)
+{
+	return b->unkept;
 }
 
 uint64_t backing_get_flushes(const struct backing *b, uint64_t *ret_usec)
@@ -312,6 +366,15 @@ static void on_flushed(struct backing *b, const struct flushed *f)
 	b->n_in_flight = 0;
 	b->n_flushes++;
 	b->flush_usec += f->usec;
+	b->unkept = f->unkept;
+	if (f->replaced) {
+		b->replaced = true;
+		b->opened = (struct opened){ .state = BACKING_REFUSED, .problem = "another file has taken its place" };
+		b->callbacks->state(b, b->userdata);
+		answer(b, numbers, n, f->error, 0);
+		refuse_all(b, EOPNOTSUPP);
+		return;
+	}
 	begin_more(b);
 	answer(b, numbers, n, f->error, f->usec);
 }

@@ -40,9 +40,10 @@ enum backing_state {
 struct backing;
 
 struct backing_callbacks {
-	/* Once, when opening has ended, and when the child is gone. */
+	/* Once, when opening has ended, and when the child is gone or the file another. */
 	void (*state)(struct backing *b, void *userdata);
-	/* `error`: a positive errno; 0: what was stored before backing_flush() has been made durable. */
+	/* `error`: a positive errno, EOPNOTSUPP: it was not flushed; 0: what was stored before backing_flush() has been
+	 * made durable. */
 	void (*flushed)(struct backing *b, uint64_t number, int error, uint64_t usec, void *userdata);
 };
 
@@ -63,6 +64,12 @@ bool backing_is_memory(const struct backing *b);
 
 /* Whether the virtual machine was seen to have this very file open. */
 bool backing_is_verified(const struct backing *b);
+
+/* It was found that another file has its name now, and that is all that is wrong. */
+bool backing_is_replaced(const struct backing *b);
+
+/* The last flush could not be recorded: if this process is killed in the next, its error is known to nobody. */
+bool backing_is_unkept(const struct backing *b);
 
 /* So many were made, and all of them took so long. */
 uint64_t backing_get_flushes(const struct backing *b, uint64_t *ret_usec);

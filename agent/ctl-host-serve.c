@@ -59,6 +59,8 @@ static int parse_backing(const char *text, struct backing_info *info)
 
 static int add_backings(const struct ctl *c, struct serve *s)
 {
+	uint64_t addresses[CTL_MAX_BACKINGS];
+
 	for (unsigned int i = 0; i < c->n_backings; i++) {
 		struct backing_info info;
 		int r = parse_backing(c->backings[i], &info);
@@ -67,6 +69,13 @@ static int add_backings(const struct ctl *c, struct serve *s)
 			ctl_error(c->backings[i],
 				  "--backing is ADDRESS=FILE[,share=on|off][,pmem=on|off][,readonly=on|off]");
 			return CTL_EXIT_USAGE;
+		}
+		addresses[i] = info.address;
+		for (unsigned int k = 0; k < i; k++) {
+			if (addresses[k] == info.address) {
+				ctl_error(c->backings[i], "there is another --backing at this address");
+				return CTL_EXIT_USAGE;
+			}
 		}
 		r = serve_backing_add(s, &info);
 		if (r < 0) {

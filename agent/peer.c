@@ -111,13 +111,19 @@ static void end(struct peer *p, int error)
 
 /* ---- to the other side ---- */
 
+void peer_hang_up(struct peer *p)
+{
+	if (p->fd < 0)
+		return;
+	p->queue.size = 0;
+	shutdown(p->fd, SHUT_RDWR);
+}
+
 /* Who does not take what we send is read to the end, and that is now. */
 static void write_queue(struct peer *p)
 {
-	if (line_queue_write(&p->queue, p->fd) < 0) {
-		p->queue.size = 0;
-		shutdown(p->fd, SHUT_RDWR);
-	}
+	if (line_queue_write(&p->queue, p->fd) < 0)
+		peer_hang_up(p);
 	sd_event_source_set_io_events(p->io_source, EPOLLIN | (p->queue.size > 0 ? EPOLLOUT : 0));
 }
 

@@ -58,6 +58,9 @@ pid_t peer_get_pid(const struct peer *p);
 /* 0; -ENOBUFS: no room; -ENOTCONN. `o` stays the caller's. */
 int peer_send(struct peer *p, struct json_object *o);
 
+/* Ends the connection, from the loop: then `closed` is called, and it is dialled anew. */
+void peer_hang_up(struct peer *p);
+
 /* Has the other side forget what it has of a line. As peer_send(). */
 int peer_send_resync(struct peer *p);
 

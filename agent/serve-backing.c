@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "region.h"
 #include "serve.h"
 #include "text.h"
 
@@ -172,9 +173,6 @@ void serve_backings_wanted(struct serve *s, struct json_object *data)
 	unsigned int i = 0;
 	int r;
 
-	/* A guest that answers nothing gets none either; what clients may have waiting is no more than half of this. */
-	if (s->n_calls >= 2 * SERVE_MAX_CALLS)
-		return;
 	if (!sb) {
 		refuse_unknown(s, data);
 		return;
@@ -195,6 +193,11 @@ static void on_flushed(struct backing *b, uint64_t i, int error, uint64_t usec, 
 	struct serve_backing *sb = userdata;
 	struct serve *s = sb->serve;
 	bool current = sb->wanted[i].connection == s->instances;
+
+	if (backing_is_unkept(b) && !sb->unkept)
+		serve_log(s, LOG_WARNING, "%s can't be written: if a flush is cut short, its error is known to nobody",
+			  backing_get_info(b)->state);
+	sb->unkept = backing_is_unkept(b);
 
 	sb->wanted[i].used = false;
 	if (error != 0 && error != EOPNOTSUPP) {
@@ -248,8 +251,10 @@ int serve_backing_add(struct serve *s, const struct backing_info *info)
 	if (!sb)
 		return -ENOMEM;
 	sb->serve = s;
+	sb->connection = s->connections;
 	if (s->state)
-		snprintf(ours.state, sizeof(ours.state), "%.*s-%" PRIx64, PATH_MAX - 32, s->state, info->address);
+		snprintf(ours.state, sizeof(ours.state), "%.*s-%016" PRIx64, PATH_MAX - 32, s->state,
+			 region_identity_hash(info->path));
 	r = backing_new(s->event, &ours, &callbacks, sb, &sb->backing);
 	if (r < 0) {
 		free(sb);
@@ -317,17 +322,27 @@ void serve_backings_found(const struct backing_info *infos, unsigned int n, void
 	}
 }
 
+/* As long as the virtual machine runs it has the file that was replaced open, if nobody can see what it has. */
+static bool may_be_another_machines(const struct serve_backing *sb)
+{
+	return backing_is_replaced(sb->backing) && backing_get_info(sb->backing)->pid == 0 &&
+	       sb->connection == sb->serve->connections;
+}
+
 void serve_backings_retry(struct serve *s)
 {
-	struct serve_backing *sb, *next;
+	struct serve_backing *sb, *next, *again;
 
 	for (sb = TAILQ_FIRST(&s->backings); sb; sb = next) {
 		next = TAILQ_NEXT(sb, entry);
-		if (sb->gone || backing_get_state(sb->backing) != BACKING_REFUSED ||
-		    serve_backing_add(s, backing_get_info(sb->backing)) < 0)
+		if (sb->gone || sb->n_errors > 0 || backing_get_state(sb->backing) != BACKING_REFUSED ||
+		    may_be_another_machines(sb) || serve_backing_add(s, backing_get_info(sb->backing)) < 0)
 			continue;
 		/* It is the last one now. */
-		TAILQ_LAST(&s->backings, serve_backing_list)->quiet = true;
+		again = TAILQ_LAST(&s->backings, serve_backing_list);
+		again->quiet = true;
+		again->kept_errno = sb->kept_errno;
+		sb->kept_errno = 0;
 		drop(s, sb);
 	}
 }

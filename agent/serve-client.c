@@ -19,11 +19,16 @@
 static struct client *client_free(struct client *client)
 {
 	struct serve *s = client->serve;
-	struct call *call;
+	struct call *call, *next;
 
-	TAILQ_FOREACH (call, &s->calls, entry)
-		if (call->client == client)
+	/* A flush may be asked for again; to anything else nobody needs an answer. */
+	for (call = TAILQ_FIRST(&s->calls); call; call = next) {
+		next = TAILQ_NEXT(call, entry);
+		if (call->client == client && call->kind == CALL_CLIENT)
 			call->client = NULL;
+		else if (call->client == client)
+			serve_call_free(s, call);
+	}
 	serve_retry_leave(s, client);
 	TAILQ_REMOVE(&s->clients, client, entry);
 	s->n_clients--;
@@ -104,7 +109,7 @@ static void ask_for(struct client *client)
 {
 	struct call *call;
 
-	if (client->asking)
+	if (client->asking || client->serve->n_calls >= SERVE_MAX_CALLS)
 		return;
 	call = serve_call(client->serve, CALL_GREET, "query", NULL);
 	if (!call)
@@ -151,25 +156,32 @@ void serve_clients_answered(struct serve *s, struct call *call, struct json_obje
 	json_object_put(id);
 }
 
+static struct call *find_call_of_client(struct serve *s)
+{
+	struct call *call;
+
+	TAILQ_FOREACH (call, &s->calls, entry)
+		if (call->client)
+			return call;
+	return NULL;
+}
+
 void serve_clients_fail(struct serve *s)
 {
-	struct call *call, *next;
 	struct client *client;
+	struct call *call;
 
 	TAILQ_FOREACH (client, &s->clients, entry)
 		client->greeted = client->asking = false;
-	for (call = TAILQ_FIRST(&s->calls); call; call = next) {
+	/* A client that can't be told takes its other calls along. */
+	while ((call = find_call_of_client(s))) {
+		bool asked = call->kind == CALL_QUERY || call->kind == CALL_CLIENT;
 		struct json_object *id = json_object_get(call->id);
 
 		client = call->client;
-		next = TAILQ_NEXT(call, entry);
-		if (client) {
-			bool asked = call->kind == CALL_QUERY || call->kind == CALL_CLIENT;
-
-			serve_call_free(s, call);
-			if (asked)
-				answer_error(client, "Unknown", "the connection to the agent is gone", id);
-		}
+		serve_call_free(s, call);
+		if (asked)
+			answer_error(client, "Unknown", "the connection to the agent is gone", id);
 		json_object_put(id);
 	}
 }

@@ -14,6 +14,7 @@
 
 #define LOGS_PER_TURN 20
 #define TURN_USEC     (10 * USEC_PER_SEC)
+#define BUSY_USEC     (1100 * USEC_PER_MSEC) /* the agent begins an instance once a second, if it is told to */
 
 /* ---- what is said of it ---- */
 
@@ -37,6 +38,8 @@ static void tell_status(struct serve *s)
 	char text[256];
 
 	serve_backings_status(s, text, sizeof(text));
+	if (s->qmp_error)
+		snprintf(text, sizeof(text), "QEMU's monitor can't be asked: %s", strerrordesc_np(s->qmp_error));
 	if (s->dial_error)
 		sd_notifyf(false, "STATUS=no connection to %s: %s; %s", s->path, strerrordesc_np(s->dial_error), text);
 	else
@@ -44,12 +47,29 @@ static void tell_status(struct serve *s)
 			   text);
 }
 
+/* What is behind the regions is not known until QEMU says it. */
+static void look_at_qmp(struct serve *s)
+{
+	int error = s->qmp ? qmp_get_error(s->qmp) : 0;
+
+	if (error != 0 && error != s->qmp_error)
+		serve_log(s, LOG_WARNING, "QEMU's monitor can't be asked what is behind the regions: %s",
+			  strerrordesc_np(error));
+	s->qmp_error = error;
+}
+
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct serve *s = userdata;
 
+	if (s->instance_again) {
+		s->instance_again = false;
+		serve_call(s, CALL_NEW_INSTANCE, "new-instance", NULL);
+	}
 	s->n_logs = 0;
+	look_at_qmp(s);
 	serve_backings_retry(s);
+	serve_clients_ask(s);
 	tell_status(s);
 	sd_event_source_set_time_relative(source, TURN_USEC);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
@@ -90,6 +110,9 @@ struct call *serve_call_again(struct serve *s, enum call_kind kind, const char *
 		json_object_object_add(o, "arguments", arguments);
 	json_object_object_add(o, "id", json_object_new_uint64(number));
 	r = call && s->greeting ? peer_send(s->guest, o) : -ENOTCONN;
+	/* What it wants of us must have an answer: it asks again whoever connects anew. */
+	if (s->greeting && (kind == CALL_FLUSHED ? r < 0 : s->n_calls >= 2 * SERVE_MAX_CALLS))
+		peer_hang_up(s->guest);
 	if (r < 0) {
 		free(call);
 		return NULL;
@@ -132,10 +155,23 @@ static bool has_feature(struct json_object *o, const char *name)
 	return false;
 }
 
+/* The answer to an earlier one is that of this one. */
+static void forget_negotiations(struct serve *s)
+{
+	struct call *call, *next;
+
+	for (call = TAILQ_FIRST(&s->calls); call; call = next) {
+		next = TAILQ_NEXT(call, entry);
+		if (call->kind == CALL_NEGOTIATE)
+			serve_call_free(s, call);
+	}
+}
+
 static void negotiate(struct serve *s)
 {
 	struct json_object *arguments = json_object_new_object(), *features = json_object_new_array();
 
+	forget_negotiations(s);
 	json_object_array_add(features, json_object_new_string("serve-flush"));
 	json_object_array_add(features, json_object_new_string("serve-confirm"));
 	json_object_object_add(arguments, "protocol", json_object_new_int(SERVE_PROTOCOL));
@@ -168,6 +204,7 @@ static void take_greeting(struct serve *s, struct json_object *greeting)
 		return;
 	serve_clients_fail(s);
 	forget_calls(s);
+	s->instance_again = false;
 	unnoticed = s->fresh && (!s->instance[0] || strcmp(s->instance, instance) == 0);
 	s->fresh = false;
 	json_object_put(s->greeting);
@@ -221,6 +258,11 @@ static void take_event(struct serve *s, const char *name, struct json_object *o)
 	}
 }
 
+static bool is_busy(struct json_object *answer)
+{
+	return strcmp(json_get_string(json_get(answer, "error", json_type_object), "class", ""), "Busy") == 0;
+}
+
 static void take_answer(struct serve *s, struct json_object *o)
 {
 	struct call *call = serve_call_find(s, json_get_u64(o, "id", 0));
@@ -230,10 +272,17 @@ static void take_answer(struct serve *s, struct json_object *o)
 		return;
 	switch (call->kind) {
 	case CALL_NEGOTIATE:
-		if (!error)
+		if (error)
+			serve_log(s, LOG_WARNING, "the agent does not negotiate: nothing is flushed for it");
+		else
 			on_negotiated(s, o);
 		break;
 	case CALL_NEW_INSTANCE:
+		if (error && is_busy(o)) {
+			s->instance_again = true;
+			sd_event_source_set_time_relative(s->timer, BUSY_USEC);
+			break;
+		}
 		/* The event of it has come before. */
 		if (error)
 			negotiate(s);
@@ -287,6 +336,8 @@ static void on_connected(struct peer *p, void *userdata)
 	s->complained = false;
 	s->dial_error = 0;
 	s->fresh = true;
+	if (s->connections++ > 0)
+		serve_backings_retry(s); /* another machine has another file, perhaps */
 	peer_send_resync(p);
 }
 
@@ -343,6 +394,8 @@ int serve_new(sd_event *event, const char *guest, const char *qmp, const char *s
 	s->event = event;
 	s->path = guest;
 	s->state = state;
+	/* What answers a process before us is no answer to us. */
+	s->last_call = now_usec(CLOCK_REALTIME);
 	s->listener = -1;
 	TAILQ_INIT(&s->calls);
 	TAILQ_INIT(&s->backings);

@@ -66,6 +66,8 @@ struct serve_backing {
 	bool telling, tell_again; /* set-backing is under way */
 	bool quiet;               /* it was said before what is wrong with it */
 	bool gone;                /* the host has it no more; only its error is still to be told */
+	bool unkept;              /* it was said that flushes can't be recorded */
+	uint64_t connection;      /* serve's when it was opened */
 	int kept_errno;           /* an error that the agent has not answered yet */
 	unsigned int n_errors;    /* of those that are under way */
 	struct wanted {
@@ -99,12 +101,15 @@ struct serve {
 	struct json_object *greeting; /* NULL: not greeted */
 	char instance[64];            /* of it, or of the last one; "": there was none yet */
 	bool fresh;                   /* connected, and not greeted since */
+	uint64_t connections;         /* to the guest's socket, so many */
 	uint64_t instances;           /* so many, for what belongs to one of them */
 	uint64_t protocol;            /* 0: not negotiated */
 	uint64_t sequence;            /* of the last event that clients were told */
 	unsigned int n_logs;          /* about what the guest does, since the timer */
 	sd_event_source *timer;
 	bool complained;
+	bool instance_again; /* new-instance is to be said once more */
+	int qmp_error;       /* as it was said last */
 
 	uint64_t last_call;
 	unsigned int n_calls;

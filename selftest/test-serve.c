@@ -2,6 +2,11 @@
 /*
  * test-serve: pmemctl serve between a guest that the test plays, a disk that fails as it is told, and clients
  */
+#include <glob.h>
+#include <inttypes.h>
+
+#include "agent/region.h"
+#include "agent/serve.h"
 #include "selftest/guestend.h"
 
 /* What the next fsync of a file is to do, in the children of serve too. */
@@ -61,6 +66,14 @@ static int set_up_group(void **state)
 
 static int tear_down_group(void **state)
 {
+	char pattern[80];
+	glob_t records = { 0 };
+
+	snprintf(pattern, sizeof(pattern), "%s-*", state_path);
+	if (glob(pattern, 0, NULL, &records) == 0)
+		for (size_t i = 0; i < records.gl_pathc; i++)
+			unlink(records.gl_pathv[i]);
+	globfree(&records);
 	for (int i = 0; i < 3; i++)
 		unlink(files[i]);
 	unlink(memory);
@@ -272,12 +285,24 @@ static void test_an_error_is_kept_until_it_is_answered(void **state)
 	stop_serve();
 }
 
+/* What is written down of that file: the errno that nobody was told of. */
+static int kept(unsigned int i)
+{
+	char path[128];
+	int error = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s-%016" PRIx64, state_path, region_identity_hash(files[i]));
+	f = fopen(path, "re");
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%d", &error), 1);
+	fclose(f);
+	return error;
+}
+
 /* Whoever comes after a serve that was killed knows it, and forgets it when the agent does know. */
 static void test_an_error_outlives_serve(void **state)
 {
-	char kept[80];
-
-	snprintf(kept, sizeof(kept), "%s-1000", state_path);
 	start(backing(0, "0x1000", ",share=on"));
 	greet_first();
 	expect_backing(4096, SERVED);
@@ -287,7 +312,7 @@ static void test_an_error_outlives_serve(void **state)
 	kill(serve, SIGKILL);
 	waitpid(serve, NULL, 0);
 	end_close(&guest);
-	assert_int_equal(access(kept, F_OK), 0);
+	assert_int_equal(kept(0), EIO);
 
 	start(backing(0, "0x1000", ",share=on"));
 	greet_first();
@@ -295,7 +320,77 @@ static void test_an_error_outlives_serve(void **state)
 	expect_backing(4096, SERVED);
 	want(4096, 1);
 	flushed(4096, 1, 0);
-	assert_int_equal(access(kept, F_OK), -1);
+	assert_int_equal(kept(0), 0);
+	stop_serve();
+}
+
+/* serve, and the child that is in a flush, which takes along what that is about to be told. */
+static void kill_all_in_flush(void)
+{
+	char path[64];
+	int child;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", serve, serve);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	kill(serve, SIGKILL);
+	while (fscanf(f, "%d", &child) == 1)
+		kill(child, SIGKILL);
+	fclose(f);
+	waitpid(serve, NULL, 0);
+	end_close(&guest);
+}
+
+static void test_an_error_that_nobody_lived_to_see_is_one(void **state)
+{
+	unsigned int before = disk->n;
+
+	start(backing(1, "0x2000", ",share=on"));
+	greet_first();
+	expect_backing(8192, SERVED);
+	disk->hang = true;
+	want(8192, 1);
+	while (__atomic_load_n(&disk->n, __ATOMIC_SEQ_CST) == before)
+		poll(NULL, 0, 5);
+	assert_int_equal(kept(1), EIO);
+	kill_all_in_flush();
+
+	start(backing(1, "0x2000", ",share=on"));
+	greet_first();
+	flushed(8192, 0, EIO);
+	expect_backing(8192, SERVED);
+	want(8192, 1);
+	flushed(8192, 1, 0);
+	assert_int_equal(kept(1), 0);
+	stop_serve();
+}
+
+/* The machine that runs has the one open that is gone; the next one has the other. */
+static void test_a_file_that_was_replaced_is_not_flushed_for_another(void **state)
+{
+	unsigned int before = disk->n;
+	char other[96];
+
+	start(backing(2, "0x3000", ",share=on"));
+	greet_first();
+	expect_backing(0x3000, SERVED);
+	make_file(other, directory, 4);
+	assert_int_equal(rename(other, files[2]), 0);
+	want(0x3000, 1);
+	expect_backing(0x3000, "\"type\":\"file\",\"served\":false");
+	flushed(0x3000, 1, EOPNOTSUPP);
+	want(0x3000, 2);
+	flushed(0x3000, 2, EOPNOTSUPP);
+	assert_int_equal(disk->n, before);
+
+	end_close(&guest);
+	end_accept(&guest, listener);
+	greet(AGENT("i2", "0"));
+	expect_backing(0x3000, SERVED);
+	want(0x3000, 1);
+	flushed(0x3000, 1, 0);
+	assert_int_equal(disk->n, before + 1);
 	stop_serve();
 }
 
@@ -375,6 +470,24 @@ static void connect_client(struct end *e)
 	assert_int_equal(json_object_array_length(
 			     json_get(json_get(greeting, "pmem-agent", json_type_object), "features", json_type_array)),
 			 0);
+}
+
+/* A guest that is paused answers none of them. */
+static void test_clients_that_come_and_go_leave_nothing(void **state)
+{
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	for (unsigned int i = 0; i < 2 * SERVE_MAX_CALLS + 16; i++) {
+		end_connect(&a, listen_path);
+		json_object_put(end_expect(&guest, "query"));
+		end_close(&a);
+	}
+	connect_client(&a);
+	end_close(&a);
+	want(4096, 1);
+	flushed(4096, 1, 0);
+	stop_serve();
 }
 
 static void expect_error(struct end *e, const char *class, const char *id)
@@ -557,9 +670,9 @@ static void expect_answer(struct end *e, const char *wanted)
 }
 
 /* Whether it is `first` that the agent is asked for once more. */
-enum asked { ASKED_AGAIN, ASKED_AS_NEW, ASKED_OTHER_AGAIN };
+enum how_asked { ASKED_AGAIN, ASKED_AS_NEW, ASKED_OTHER_AGAIN };
 
-static enum asked how_asked(struct json_object *first, struct json_object *o)
+static enum how_asked how_asked(struct json_object *first, struct json_object *o)
 {
 	bool retry = json_object_get_boolean(json_get(arguments_of(o), "retry", json_type_boolean)),
 	     same = strcmp(end_id(first), end_id(o)) == 0;
@@ -650,9 +763,12 @@ int main(void)
 		cmocka_unit_test(test_what_keeps_nothing_is_said_to_and_never_confirmed),
 		cmocka_unit_test(test_an_error_is_kept_until_it_is_answered),
 		cmocka_unit_test(test_an_error_outlives_serve),
+		cmocka_unit_test(test_an_error_that_nobody_lived_to_see_is_one),
+		cmocka_unit_test(test_a_file_that_was_replaced_is_not_flushed_for_another),
 		cmocka_unit_test(test_what_an_instance_before_wanted_is_no_answer_to_this_one),
 		cmocka_unit_test(test_a_disk_that_hangs_holds_up_its_own_backing_only),
 		cmocka_unit_test(test_a_guest_that_asks_without_end_is_bounded),
+		cmocka_unit_test(test_clients_that_come_and_go_leave_nothing),
 		cmocka_unit_test(test_clients_of_the_same_id_get_their_own_answers),
 		cmocka_unit_test(test_clients_may_not_do_what_serve_does),
 		cmocka_unit_test(test_a_lost_connection_is_unknown_and_then_a_new_instance),

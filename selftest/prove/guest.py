@@ -324,16 +324,16 @@ def wait_until_quiet(pid):
         before, now = now, count_switches(pid)
 
 
-def kill_in_step(row, target, step):
+def kill_in_step(row, target, turn, step):
     """A page is stored, flushed for, and the agent or its worker killed at its Nth step from now on; then somebody asks
-    again, without storing it anew. How it was killed, and the last answer."""
+    again, without storing it anew. How it was killed, and the last answer. What is stored rises with the turn, from 0."""
     def put_and_ask(number):
         must(LOAD, BOARD, "put", target, slot, str(number))
         return lambda: must(LOAD, BOARD, "ask", target, slot, str(number)).strip()
 
-    slot = str(step % 8)
-    put_and_ask(2 * step - 1)()
-    ask = put_and_ask(2 * step)
+    slot = str(turn % 8)
+    put_and_ask(2 * turn + 1)()
+    ask = put_and_ask(2 * turn + 2)
     if row.fault:
         vm("fsync", "fail", "1", "r0")
     pid = agent_pid() if row.flush == "agent" else page_of_r0().worker
@@ -353,7 +353,7 @@ def kill_in_step(row, target, step):
 
 def kill_in_steps(row, target):
     """At each of those that it makes for a request, as counted before."""
-    how, answer = kill_in_step(row, target, MANY)
+    how, answer = kill_in_step(row, target, 0, MANY)
     n = int(how.split()[-1])
     if not how.startswith("alive after ") or n < 10:
         raise OSError(f"a round of so many steps: {how}")
@@ -361,7 +361,7 @@ def kill_in_steps(row, target):
     for step in range(1, n + 1):
         if answer != "durable":
             settle(row.where)
-        how, answer = kill_in_step(row, target, step)
+        how, answer = kill_in_step(row, target, step, step)
         killed += how.startswith("killed")
     if killed < n * 3 // 4:
         raise OSError(f"killed {killed} times in {n} steps")
