@@ -212,22 +212,31 @@ static void send_stalled(unsigned int n_fds, size_t size, bool wait)
 }
 
 /* More than the agent may have at all. */
-static _Noreturn void flood(int told)
+static bool send_flood(int fd)
 {
 	struct pmem_agent_request request = raw_request(1);
-	int fd = stalled_open(&stalled), to;
+	struct rlimit limit = { 2 * N_FILES, 2 * N_FILES }; /* so many may be under way, too */
+	int to;
 
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 || setresuid(NOBODY, NOBODY, NOBODY) < 0)
-		_exit(1);
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
+	    setresuid(NOBODY, NOBODY, NOBODY) < 0)
+		return false;
 	to = raw_connect(served.socket);
 	for (unsigned int i = 0; i < N_FILES / 200 + 2; i++)
 		if (raw_send(to, &request, sizeof(request), fd, 200) < 0)
-			_exit(1);
-	if (write(told, "s", 1) != 1)
-		_exit(1);
-	pause();
-	_exit(0);
+			return false;
+	return true;
+}
+
+static _Noreturn void flood(int told)
+{
+	int fd = stalled_open(&stalled);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (send_flood(fd) && write(told, "s", 1) == 1)
+		pause();
+	close(told); /* first: to close the other one hangs */
+	_exit(1);
 }
 
 /* Who floods the agent with them is not read any more; others notice nothing, and nothing is left in the end. */
