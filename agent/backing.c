@@ -369,7 +369,8 @@ static void on_flushed(struct backing *b, const struct flushed *f)
 	b->unkept = f->unkept;
 	if (f->replaced) {
 		b->replaced = true;
-		b->opened = (struct opened){ .state = BACKING_REFUSED, .problem = "another file has taken its place" };
+		b->opened = (struct opened){ .state = BACKING_REFUSED,
+					     .problem = "its name leads to another file now, or to none" };
 		b->callbacks->state(b, b->userdata);
 		answer(b, numbers, n, f->error, 0);
 		refuse_all(b, EOPNOTSUPP);

@@ -75,16 +75,6 @@ struct peer *peer_free(struct peer *p)
 	return NULL;
 }
 
-bool peer_is_connected(const struct peer *p)
-{
-	return p->fd >= 0;
-}
-
-bool peer_is_behind(const struct peer *p)
-{
-	return p->queue.size > 0;
-}
-
 pid_t peer_get_pid(const struct peer *p)
 {
 	return p->pid;

@@ -47,11 +47,6 @@ int peer_adopt(sd_event *event, int fd, struct peer_limits limits, const struct 
 struct peer *peer_free(struct peer *p);
 DEFINE_CLEANUP(struct peer *, peer_free)
 
-bool peer_is_connected(const struct peer *p);
-
-/* Whether something waits for the other side to read. */
-bool peer_is_behind(const struct peer *p);
-
 /* The process that listened when we dialled, or 0. */
 pid_t peer_get_pid(const struct peer *p);
 

@@ -388,6 +388,22 @@ static enum preload_outcome send(struct preload_ask *ask, struct preload_reply *
 	return PRELOAD_TOLD;
 }
 
+static enum preload_outcome send_closed(struct preload_ask *ask, struct preload_reply *ret)
+{
+	assert_int_equal(gate_of(get_newest(place_of(&asked))), GATE_CLOSED);
+	return PRELOAD_TOLD;
+}
+
+/* By the time that it is sent nobody can join. */
+static void test_sent_when_closed(void **state)
+{
+	struct preload_ask ask = { .prepare = prepare, .send = send_closed };
+	struct preload_reply reply;
+
+	assert_int_equal(preload_group_ask(&asked, &ask, &reply), PRELOAD_TOLD);
+	assert_int_equal(number_of(get_newest(place_of(&asked))), 1);
+}
+
 /* Who has waited in vain asks by itself, and waits for nobody again. */
 static void test_in_vain(void **state)
 {
@@ -544,6 +560,7 @@ int main(void)
 		TEST(test_told_by_two),
 		TEST(test_numbers_begin_anew),
 		TEST(test_late_to_open),
+		TEST(test_sent_when_closed),
 		TEST(test_in_vain),
 		TEST(test_signals),
 		TEST(test_storm),
