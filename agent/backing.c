@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -162,12 +163,19 @@ static bool record_write(const struct record *r, int error)
 	return r->fd >= 0 && pwrite(r->fd, text, (size_t)n, 0) == n;
 }
 
-/* What can't be read was kept nevertheless. */
+/*
+ * A child before us that is in a flush still, though nobody listens to it any more, has the record locked until it has
+ * ended. What can't be read was kept nevertheless.
+ */
 static struct record record_open(const char *path)
 {
 	struct record r = { .fd = path[0] ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1 };
 	char text[16] = "";
-	ssize_t n = r.fd >= 0 ? pread(r.fd, text, sizeof(text) - 1, 0) : path[0] && access(path, F_OK) == 0 ? -1 : 0;
+	ssize_t n;
+
+	while (r.fd >= 0 && flock(r.fd, LOCK_EX) < 0 && errno == EINTR)
+		;
+	n = r.fd >= 0 ? pread(r.fd, text, sizeof(text) - 1, 0) : path[0] && access(path, F_OK) == 0 ? -1 : 0;
 
 	if (n != 0 && (n < 0 || sscanf(text, "%d", &r.error) != 1 || r.error < 0))
 		r.error = EIO;

@@ -86,13 +86,12 @@ static inline int tear_down_group(void **state)
 
 /* ---- steps ---- */
 
-static inline void start_serve(const char *const *backings)
+/* On a disk as it is. */
+static inline void launch_serve(const char *const *backings)
 {
 	const char *arguments[20] = { "--host", socket_path, "serve", "--listen", listen_path, "--state", state_path };
 	unsigned int n = 7;
 
-	disk->error = 0;
-	disk->hang = false;
 	for (; *backings; backings++) {
 		arguments[n++] = "--backing";
 		arguments[n++] = *backings;
@@ -101,7 +100,13 @@ static inline void start_serve(const char *const *backings)
 	end_accept(&guest, listener);
 }
 
-#define start(...) start_serve((const char *const[]){ __VA_ARGS__, NULL })
+#define launch(...) launch_serve((const char *const[]){ __VA_ARGS__, NULL })
+#define start(...)                                                                                                     \
+	do {                                                                                                           \
+		disk->error = 0;                                                                                       \
+		disk->hang = false;                                                                                    \
+		launch(__VA_ARGS__);                                                                                   \
+	} while (0)
 
 static inline char *backing(int i, const char *address, const char *options)
 {

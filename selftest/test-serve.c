@@ -120,16 +120,19 @@ static void test_an_error_outlives_serve(void **state)
 static void kill_all_in_flush(void)
 {
 	char path[64];
-	int child;
+	int child[8];
+	unsigned int n = 0;
 	FILE *f;
 
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", serve, serve);
 	f = fopen(path, "re");
 	assert_non_null(f);
-	kill(serve, SIGKILL);
-	while (fscanf(f, "%d", &child) == 1)
-		kill(child, SIGKILL);
+	while (n < ARRAY_SIZE(child) && fscanf(f, "%d", &child[n]) == 1)
+		n++;
 	fclose(f);
+	assert_int_equal(n, 1);
+	kill(serve, SIGKILL);
+	kill(child[0], SIGKILL);
 	waitpid(serve, NULL, 0);
 	end_close(&guest);
 }
@@ -156,6 +159,37 @@ static void test_an_error_that_nobody_lived_to_see_is_one(void **state)
 	flushed(8192, 1, 0);
 	assert_int_equal(kept(1), 0);
 	stop_serve();
+}
+
+/* It writes down how it went, and the next serve waits for that. */
+static void test_a_flush_outlives_serve(void **state)
+{
+	for (int error = 0; error <= EIO; error += EIO) {
+		unsigned int before = disk->n;
+
+		start(backing(1, "0x2000", ",share=on"));
+		greet_first();
+		expect_backing(8192, SERVED);
+		disk->hang = true;
+		disk->error = error;
+		want(8192, 1);
+		while (__atomic_load_n(&disk->n, __ATOMIC_SEQ_CST) == before)
+			poll(NULL, 0, 5);
+		stop_serve();
+
+		launch(backing(1, "0x2000", ",share=on"));
+		greet_first();
+		assert_null(end_read_for(&guest, 200));
+		disk->hang = false;
+		if (error) {
+			flushed(8192, 0, EIO);
+			disk->error = 0;
+		}
+		expect_backing(8192, SERVED);
+		want(8192, 1);
+		flushed(8192, 1, 0);
+		stop_serve();
+	}
 }
 
 /* The machine that runs has the one open that is gone; the next one has the other. */
@@ -255,6 +289,7 @@ int main(void)
 		cmocka_unit_test(test_an_error_is_kept_until_it_is_answered),
 		cmocka_unit_test(test_an_error_outlives_serve),
 		cmocka_unit_test(test_an_error_that_nobody_lived_to_see_is_one),
+		cmocka_unit_test(test_a_flush_outlives_serve),
 		cmocka_unit_test(test_a_file_that_was_replaced_is_not_flushed_for_another),
 		cmocka_unit_test(test_what_an_instance_before_wanted_is_no_answer_to_this_one),
 		cmocka_unit_test(test_a_disk_that_hangs_holds_up_its_own_backing_only),
