@@ -119,7 +119,8 @@ class Results:
         own, others = self.origins.count(ORIGIN_ROUND), self.origins.count(ORIGIN_WITNESS)
         comment(f"the agent took the error {own} times, another {others} times")
         check("each loss is one or the other", own + others == len(self.rows), self.origins)
-        check("the thief takes it, and the agent", others == 0 if kind == "nobody" else others > 5 and own > 0)
+        check("the thief takes it, and the agent",
+              others == 0 if kind == "nobody" else others > len(self.rows) // 10 and own > 0)
 
 
 def one(kind, n, results):
