@@ -120,7 +120,7 @@ class Results:
         comment(f"the agent took the error {own} times, another {others} times")
         check("each loss is one or the other", own + others == len(self.rows), self.origins)
         check("the thief takes it, and the agent",
-              others == 0 if kind == "nobody" else others > len(self.rows) // 10 and own > 0)
+              others == 0 if kind == "nobody" else others > len(self.rows) // 25 and own > 0)
 
 
 def one(kind, n, results):
