@@ -2,6 +2,7 @@
 /*
  * test-serve: what pmemctl serve tells of the backings, and flushes
  */
+#include "selftest/process.h"
 #include "selftest/serving.h"
 
 static void test_a_backing_is_told_and_flushed(void **state)
@@ -119,20 +120,11 @@ static void test_an_error_outlives_serve(void **state)
 /* serve, and the child that is in a flush, which takes along what that is about to be told. */
 static void kill_all_in_flush(void)
 {
-	char path[64];
-	int child[8];
-	unsigned int n = 0;
-	FILE *f;
+	pid_t child = find_child(serve);
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", serve, serve);
-	f = fopen(path, "re");
-	assert_non_null(f);
-	while (n < ARRAY_SIZE(child) && fscanf(f, "%d", &child[n]) == 1)
-		n++;
-	fclose(f);
-	assert_int_equal(n, 1);
+	assert_true(child > 0);
 	kill(serve, SIGKILL);
-	kill(child[0], SIGKILL);
+	kill(child, SIGKILL);
 	waitpid(serve, NULL, 0);
 	end_close(&guest);
 }
