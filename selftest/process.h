@@ -34,30 +34,6 @@ static inline void stop_process(pid_t pid)
 	}
 }
 
-/* 0: it has none. */
-static inline pid_t find_child(pid_t parent)
-{
-	pid_t found = 0;
-	struct dirent *entry;
-	DIR *d = opendir("/proc");
-
-	assert_non_null(d);
-	while (found == 0 && (entry = readdir(d))) {
-		char path[64];
-		int pid, of = 0;
-		FILE *f;
-
-		snprintf(path, sizeof(path), "/proc/%.32s/stat", entry->d_name);
-		f = fopen(path, "re");
-		if (f && fscanf(f, "%d (%*[^)]) %*c %d", &pid, &of) == 2 && of == parent)
-			found = pid;
-		if (f)
-			fclose(f);
-	}
-	closedir(d);
-	return found;
-}
-
 static inline unsigned int count_fds(pid_t pid)
 {
 	char path[64];

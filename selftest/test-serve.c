@@ -2,7 +2,6 @@
 /*
  * test-serve: what pmemctl serve tells of the backings, and flushes
  */
-#include "selftest/process.h"
 #include "selftest/serving.h"
 
 static void test_a_backing_is_told_and_flushed(void **state)
@@ -120,11 +119,8 @@ static void test_an_error_outlives_serve(void **state)
 /* serve, and the child that is in a flush, which takes along what that is about to be told. */
 static void kill_all_in_flush(void)
 {
-	pid_t child = find_child(serve);
-
-	assert_true(child > 0);
 	kill(serve, SIGKILL);
-	kill(child, SIGKILL);
+	kill(disk->pid, SIGKILL);
 	waitpid(serve, NULL, 0);
 	end_close(&guest);
 }
