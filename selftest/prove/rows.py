@@ -62,8 +62,8 @@ FAULTS = [
 
 # Killed at each step of a round, one after the other.
 STEPS = [
-    Row("agent-steps", "steps", "agent", 1, 0),
     Row("agent-steps-fails", "steps", "agent", 1, 0, fault="fail"),
+    Row("agent-steps", "steps", "agent", 1, 0),
     Row("worker-steps", "steps", "worker", 1, 0),
     Row("worker-steps-fails", "steps", "worker", 1, 0, fault="fail"),
 ]
