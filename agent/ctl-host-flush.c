@@ -2,8 +2,8 @@
 /*
  * ctl-host-flush: the verb flush from the host
  *
- * Each target is a command with an id of its own. Where the connection was lost in between, it is given again with
- * that id, so that one which was made already is not made twice.
+ * Each target is a command with an id of its own. Where its answer may have been lost, it is given again with that id,
+ * so that one which was made already is not made twice.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -132,7 +132,14 @@ static void take_answer(struct flush *f, struct json_object *o)
 		 ctl_call_failed(t->result.name, &error));
 }
 
-/* The answer may have been lost with the connection. */
+/* We have not read for so long that there was no room for an answer. */
+static bool misses_answers(struct json_object *o)
+{
+	return strcmp(json_get_string(o, "event", ""), "MISSED") == 0 &&
+	       json_get_u64(json_get(o, "data", json_type_object), "answers", 0) > 0;
+}
+
+/* What is still to be answered: the answer may have been lost. */
 static void send_again(struct flush *f)
 {
 	for (unsigned int i = 0; i < f->n_targets; i++)
@@ -156,6 +163,8 @@ static void run(struct flush *f)
 		} else if (r < 0) {
 			fail_all(f, PMEM_AGENT_UNKNOWN,
 				 "the connection to the agent is gone: nobody can tell whether it is durable");
+		} else if (misses_answers(o)) {
+			send_again(f);
 		} else {
 			take_answer(f, o);
 		}

@@ -14,7 +14,7 @@
 
 /* ---- answers ---- */
 
-/* Takes `value` over. One that finds no room is gone: the host has to ask again. */
+/* Takes `value` over. One that finds no room is counted: the host has to ask again. */
 void host_send_answer(struct host *h, const char *key, struct json_object *value, struct json_object *id)
 {
 	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
@@ -22,7 +22,8 @@ void host_send_answer(struct host *h, const char *key, struct json_object *value
 	json_add(o, key, value);
 	if (id)
 		json_add(o, "id", json_object_get(id));
-	host_send(h, o);
+	if (host_send(h, o) == -ENOBUFS)
+		h->answers_missed++;
 }
 
 void host_send_error(struct host *h, const char *class, const char *description, struct json_object *id)

@@ -38,14 +38,16 @@ void host_send_missed(struct host *h)
 	uint64_t missed = h->missed;
 	struct json_object *data;
 
-	if (missed == 0)
+	if (missed == 0 && h->answers_missed == 0)
 		return;
 	data = json_new_object();
 	json_add_u64(data, "count", missed);
+	json_add_u64(data, "answers", h->answers_missed);
 	json_add(data, "regions", json_describe_regions(h->manager));
 	h->missed = 0;
-	host_send_event(h, "MISSED", data);
-	if (h->missed > 0)
+	if (host_send_event(h, "MISSED", data) == 0)
+		h->answers_missed = 0;
+	else
 		h->missed += missed;
 }
 

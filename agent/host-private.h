@@ -42,6 +42,8 @@ struct host {
 	struct host_durables *durables;
 	uint64_t sequence;                          /* of the last event */
 	uint64_t missed;                            /* events not delivered since the host was last told the state */
+	uint64_t answers_missed;                    /* likewise */
+	bool greeting_due;                          /* it found no room */
 	bool complained;                            /* of what this host sends */
 	uint64_t instance_usec;                     /* of the last new-instance, CLOCK_MONOTONIC */
 	struct host_flush_list flushes, remembered; /* oldest first */
@@ -63,7 +65,7 @@ int host_send_event(struct host *h, const char *name, struct json_object *data);
 void host_on_manager_event(enum manager_event event, struct manager_region *mr, void *userdata);
 void host_tell_durable(struct manager_region *mr, const struct host_durable *d, void *userdata);
 
-/* There is room again: the state stands for what was missed. */
+/* There is room again: the state stands for the events that were missed, and the host asks again for answers. */
 void host_send_missed(struct host *h);
 
 /* manager_host's */

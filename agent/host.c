@@ -38,8 +38,11 @@ static void greet(struct host *h)
 
 	h->complained = false;
 	json_add(o, "pmem-agent", host_describe(h));
-	if (host_send(h, o) == 0)
-		h->missed = 0;
+	h->greeting_due = host_send(h, o) < 0;
+	if (h->greeting_due)
+		return;
+	h->missed = 0;
+	h->answers_missed = 0;
 }
 
 /* Whatever happened to the guest while nobody was connected, to be restored from a snapshot looks the same. */
@@ -99,7 +102,10 @@ static void on_drained(struct channel *c, void *userdata)
 {
 	struct host *h = userdata;
 
-	host_send_missed(h);
+	if (h->greeting_due)
+		greet(h);
+	else
+		host_send_missed(h);
 	manager_host_ask(h->manager);
 }
 

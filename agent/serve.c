@@ -253,6 +253,9 @@ static void take_event(struct serve *s, const char *name, struct json_object *o)
 		serve_backings_tell_one(s, json_get_u64(data, "address", UINT64_MAX));
 		if (s->qmp)
 			qmp_refresh(s->qmp);
+	} else if (strcmp(name, "MISSED") == 0 && json_get_u64(data, "answers", 0) > 0) {
+		/* Nobody knows whose they were. Who connects anew is told how everything stands. */
+		peer_hang_up(s->guest);
 	} else if (strcmp(name, "MISSED") == 0) {
 		serve_backings_tell(s);
 	}

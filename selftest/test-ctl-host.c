@@ -236,6 +236,28 @@ static void test_acknowledge(void **state)
 	end_close(&guest);
 }
 
+static void test_an_answer_that_was_missed_is_asked_for_again(void **state)
+{
+	_cleanup_free_ char *id = NULL;
+	struct json_object *o;
+
+	begin("flush", "/mnt");
+	greet();
+	o = end_expect(&guest, "flush");
+	id = strdup(end_id(o));
+	json_object_put(o);
+	end_send(&guest, "{'event':'MISSED','data':{'count':1,'answers':0},'timestamp':{}}");
+	end_send(&guest, "{'event':'MISSED','data':{'count':0,'answers':1},'timestamp':{}}");
+	o = end_expect(&guest, "flush");
+	assert_string_equal(end_id(o), id);
+	assert_string_equal(
+	    json_object_to_json_string_ext(arguments_of(o), JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
+	    "{\"path\":\"/mnt\",\"retry\":true}");
+	answer(o, "return", DURABLE);
+	ends_with(0);
+	end_close(&guest);
+}
+
 static void test_watch_tells_what_comes(void **state)
 {
 	begin("watch");
@@ -358,6 +380,7 @@ int main(void)
 		cmocka_unit_test(test_errors_have_the_status_of_their_class),
 		cmocka_unit_test(test_half_an_answer_is_unknown),
 		cmocka_unit_test(test_retry_asks_again_with_the_same_id),
+		cmocka_unit_test(test_an_answer_that_was_missed_is_asked_for_again),
 		cmocka_unit_test(test_acknowledge),
 		cmocka_unit_test(test_watch_tells_what_comes),
 		cmocka_unit_test(test_who_is_not_there_is_told_apart),

@@ -226,6 +226,23 @@ static void test_what_an_instance_before_wanted_is_no_answer_to_this_one(void **
 	stop_serve();
 }
 
+/* Which one is not known: whoever connects anew is told all. */
+static void test_an_answer_that_was_missed_ends_the_connection(void **state)
+{
+	start(backing(0, "0x1000", ",share=on"));
+	greet_first();
+	expect_backing(4096, SERVED);
+	disk->error = EIO;
+	want(4096, 1);
+	json_object_put(expect_flushed(4096, 1, EIO));
+	end_send(&guest, "{'event':'MISSED','data':{'count':0,'answers':1,'sequence':2},'timestamp':{}}");
+	end_accept(&guest, listener);
+	greet(AGENT("i2", "0"));
+	flushed(4096, 0, EIO);
+	expect_backing(4096, SERVED);
+	stop_serve();
+}
+
 static void test_a_disk_that_hangs_holds_up_its_own_backing_only(void **state)
 {
 	start(backing(0, "0x1000", ",share=on"), backing(1, "0x2000", ",share=on"));
@@ -280,6 +297,7 @@ int main(void)
 		cmocka_unit_test(test_a_flush_outlives_serve),
 		cmocka_unit_test(test_a_file_that_was_replaced_is_not_flushed_for_another),
 		cmocka_unit_test(test_what_an_instance_before_wanted_is_no_answer_to_this_one),
+		cmocka_unit_test(test_an_answer_that_was_missed_ends_the_connection),
 		cmocka_unit_test(test_a_disk_that_hangs_holds_up_its_own_backing_only),
 		cmocka_unit_test(test_a_guest_that_asks_without_end_is_bounded),
 	};
