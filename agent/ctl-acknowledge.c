@@ -52,10 +52,10 @@ static int call_acknowledge(struct ctl *c, const struct ctl_region *region, uint
 
 static int call_guest(struct ctl *c, const struct ctl_region *region, uint64_t loss, sd_bus_error *error)
 {
-	struct json_object *arguments = json_object_new_object();
+	struct json_object *arguments = json_new_object();
 
-	json_object_object_add(arguments, "region", json_object_new_string(region->name));
-	json_object_object_add(arguments, "loss", json_object_new_uint64(loss));
+	json_add(arguments, "region", json_object_new_string(region->name));
+	json_add_u64(arguments, "loss", loss);
 	return ctl_host_call(c, "acknowledge", arguments, error);
 }
 

@@ -38,22 +38,22 @@ static void flush_clear(struct flush *f)
 
 static struct json_object *make_arguments(const struct flush *f, const char *name, bool again)
 {
-	struct json_object *o = json_object_new_object();
+	struct json_object *o = json_new_object();
 	uint64_t address;
 	char *end;
 
 	errno = 0;
 	address = strtoull(name, &end, 16);
 	if (strncmp(name, "UUID=", 5) == 0)
-		json_object_object_add(o, "uuid", json_object_new_string(name + 5));
+		json_add(o, "uuid", json_object_new_string(name + 5));
 	else if (strncmp(name, "0x", 2) == 0 && *end == '\0' && errno == 0)
-		json_object_object_add(o, "address", json_object_new_uint64(address));
+		json_add_u64(o, "address", address);
 	else
-		json_object_object_add(o, strchr(name, '/') ? "path" : "region", json_object_new_string(name));
+		json_add(o, strchr(name, '/') ? "path" : "region", json_object_new_string(name));
 	if (f->ctl->timeout_usec)
-		json_object_object_add(o, "timeout-usec", json_object_new_uint64(f->ctl->timeout_usec));
+		json_add_u64(o, "timeout-usec", f->ctl->timeout_usec);
 	if (again)
-		json_object_object_add(o, "retry", json_object_new_boolean(true));
+		json_add_bool(o, "retry", true);
 	return o;
 }
 

@@ -99,8 +99,8 @@ int ctl_host_watch(struct ctl *c, char **arguments, unsigned int n)
 		int r = 0;
 
 		if (first) {
-			o = json_object_new_object();
-			json_object_object_add(o, "pmem-agent", json_object_get(ctl_host_get_greeting(c->link)));
+			o = json_new_object();
+			json_add(o, "pmem-agent", json_object_get(ctl_host_get_greeting(c->link)));
 		} else {
 			r = ctl_host_next(c->link, UINT64_MAX, &o);
 		}

@@ -49,7 +49,7 @@ static void on_object(struct peer *p, struct json_object *o, void *userdata)
 
 	if (greeting)
 		take_greeting(h, greeting);
-	json_object_array_add(h->inbox, json_object_get(o));
+	json_append(h->inbox, json_object_get(o));
 }
 
 static void on_connected(struct peer *p, void *userdata)
@@ -203,7 +203,7 @@ int ctl_host_open(struct ctl *c)
 	c->link = h;
 	h->path = c->host;
 	h->retry = c->retry;
-	h->inbox = json_object_new_array();
+	h->inbox = json_new_array();
 	signal(SIGPIPE, SIG_IGN);
 	r = sd_event_new(&h->event);
 	if (r >= 0)
@@ -240,11 +240,11 @@ char *ctl_host_new_id(struct ctl_host *h)
 
 int ctl_host_send(struct ctl_host *h, const char *name, struct json_object *arguments, const char *id)
 {
-	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 
-	json_object_object_add(o, "execute", json_object_new_string(name));
-	json_object_object_add(o, "arguments", arguments);
-	json_object_object_add(o, "id", json_object_new_string(id));
+	json_add(o, "execute", json_object_new_string(name));
+	json_add(o, "arguments", arguments);
+	json_add(o, "id", json_object_new_string(id));
 	return peer_send(h->peer, o);
 }
 

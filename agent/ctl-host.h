@@ -7,7 +7,7 @@
 #pragma once
 
 #include "ctl.h"
-#include "json-get.h"
+#include "json-make.h"
 
 #define CTL_HOST_PROTOCOL 2
 #define CTL_HOST_LINE     (256 * 1024) /* longest line from the agent, and what may wait for it, bytes */

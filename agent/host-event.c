@@ -6,16 +6,6 @@
 
 #include "host-private.h"
 
-static void add_timestamp(struct json_object *o)
-{
-	struct json_object *stamp = json_new_object();
-	uint64_t now = now_usec(CLOCK_REALTIME);
-
-	json_add_u64(stamp, "seconds", now / USEC_PER_SEC);
-	json_add_u64(stamp, "microseconds", now % USEC_PER_SEC);
-	json_add(o, "timestamp", stamp);
-}
-
 /* An event that finds no room is counted, and all after it, until the host can be told the state. */
 int host_send_event(struct host *h, const char *name, struct json_object *data)
 {
@@ -25,7 +15,7 @@ int host_send_event(struct host *h, const char *name, struct json_object *data)
 	json_add_u64(data, "sequence", ++h->sequence);
 	json_add_string(o, "event", name);
 	json_add(o, "data", data);
-	add_timestamp(o);
+	json_add_timestamp(o);
 	if (r == 0)
 		r = host_send(h, o);
 	if (r < 0)

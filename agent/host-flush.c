@@ -277,7 +277,7 @@ static struct host_flush *find_in(struct host_flush_list *list, struct json_obje
 static bool answer_again(struct host *h, struct json_object *id, const char *arguments)
 {
 	struct host_flush *f = find_in(&h->flushes, id) ?: find_in(&h->remembered, id);
-	struct json_object *again = NULL;
+	struct json_object *again;
 
 	if (!f)
 		return false;
@@ -287,10 +287,9 @@ static bool answer_again(struct host *h, struct json_object *id, const char *arg
 	}
 	if (!f->key)
 		return true; /* one answer will do for both */
-	if (json_object_deep_copy(f->answer, &again, NULL) < 0)
-		return false;
+	again = json_copy(f->answer);
 	if (strcmp(f->key, "return") == 0)
-		json_add(again, "repeated", json_object_new_boolean(true));
+		json_add_bool(again, "repeated", true);
 	host_send_answer(h, f->key, again, id);
 	return true;
 }

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "host-private.h"
-#include "json-get.h"
 #include "log.h"
 
 struct json_object *host_describe(const struct host *h)
@@ -13,8 +12,8 @@ struct json_object *host_describe(const struct host *h)
 
 	json_add_string(o, "version", PMEM_AGENT_VERSION);
 	json_add(o, "protocol", json_object_new_int(HOST_PROTOCOL));
-	json_append(features, json_object_new_string("serve-flush"));
-	json_append(features, json_object_new_string("serve-confirm"));
+	json_append_string(features, "serve-flush");
+	json_append_string(features, "serve-confirm");
 	json_add(o, "features", features);
 	json_add_string(o, "boot-id", sd_id128_to_string(manager_get_boot_id(h->manager), id));
 	json_add_string(o, "instance", sd_id128_to_string(manager_get_instance(h->manager), id));
@@ -139,7 +138,7 @@ void host_shutdown(struct host *h, bool clean)
 	struct json_object *data = json_new_object();
 
 	host_durables_tell(h->durables, NULL);
-	json_add(data, "clean", json_object_new_boolean(clean));
+	json_add_bool(data, "clean", clean);
 	json_add(data, "regions", json_describe_regions(h->manager));
 	host_send_event(h, "SHUTDOWN", data);
 }

@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "json-get.h"
+#include "json-make.h"
 #include "line.h"
 #include "peer.h"
 
@@ -131,7 +131,7 @@ static int send_line(struct peer *p, const char *line)
 
 int peer_send(struct peer *p, struct json_object *o)
 {
-	return send_line(p, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+	return send_line(p, json_text(o, JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 int peer_send_resync(struct peer *p)
@@ -167,8 +167,7 @@ static void take_line(struct peer *p)
 		garbage(p, "a line with too many members");
 		return;
 	}
-	json_tokener_reset(p->tokener);
-	o = json_tokener_parse_ex(p->tokener, p->reader.text, (int)p->reader.length + 1);
+	o = json_parse(p->tokener, p->reader.text, p->reader.length + 1);
 	if (json_object_is_type(o, json_type_object))
 		p->callbacks->object(p, o, p->userdata);
 	else

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "json-get.h"
+#include "json-make.h"
 #include "peer.h"
 #include "qmp.h"
 
@@ -34,16 +34,16 @@ struct qmp {
 
 static void ask(struct qmp *q, const char *command, const char *path, const char *property, uint64_t id)
 {
-	struct json_object *o = json_object_new_object(), *arguments;
+	struct json_object *o = json_new_object(), *arguments;
 
-	json_object_object_add(o, "execute", json_object_new_string(command));
+	json_add_string(o, "execute", command);
 	if (path) {
-		arguments = json_object_new_object();
-		json_object_object_add(arguments, "path", json_object_new_string(path));
-		json_object_object_add(arguments, "property", json_object_new_string(property));
-		json_object_object_add(o, "arguments", arguments);
+		arguments = json_new_object();
+		json_add_string(arguments, "path", path);
+		json_add_string(arguments, "property", property);
+		json_add(o, "arguments", arguments);
 	}
-	json_object_object_add(o, "id", json_object_new_uint64(id));
+	json_add_u64(o, "id", id);
 	if (peer_send(q->peer, o) == 0)
 		q->n_open++;
 	json_object_put(o);

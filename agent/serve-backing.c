@@ -30,23 +30,23 @@ static struct serve_backing *find(struct serve *s, uint64_t address)
 static void add_answer(struct json_object *o, const char *key, enum backing_answer answer)
 {
 	if (answer != BACKING_UNSAID)
-		json_object_object_add(o, key, json_object_new_boolean(answer == BACKING_YES));
+		json_add_bool(o, key, answer == BACKING_YES);
 }
 
 static struct json_object *describe(const struct serve_backing *sb)
 {
 	const struct backing_info *info = backing_get_info(sb->backing);
-	struct json_object *o = json_object_new_object();
+	struct json_object *o = json_new_object();
 	enum backing_state state = backing_get_state(sb->backing);
 	bool file = info->path[0] && !backing_is_memory(sb->backing);
 
-	json_object_object_add(o, "address", json_object_new_uint64(info->address));
-	json_object_object_add(o, "type", json_object_new_string(file ? "file" : "ram"));
+	json_add_u64(o, "address", info->address);
+	json_add_string(o, "type", file ? "file" : "ram");
 	/* Of a file that can't be looked at nobody can say that stores reach it. */
 	add_answer(o, "share", state == BACKING_REFUSED && info->share == BACKING_YES ? BACKING_UNSAID : info->share);
 	add_answer(o, "pmem", info->pmem);
 	add_answer(o, "read-only", info->readonly);
-	json_object_object_add(o, "served", json_object_new_boolean(state == BACKING_READY));
+	json_add_bool(o, "served", state == BACKING_READY);
 	return o;
 }
 
@@ -72,16 +72,16 @@ static void tell(struct serve_backing *sb)
 /* `number` 0: it is an error of before. */
 static void send_flushed(struct serve_backing *sb, uint64_t number, int error, const char *why)
 {
-	struct json_object *arguments = json_object_new_object();
+	struct json_object *arguments = json_new_object();
 	struct call *call;
 	char text[129];
 
-	json_object_object_add(arguments, "address", json_object_new_uint64(backing_get_info(sb->backing)->address));
-	json_object_object_add(arguments, "number", json_object_new_uint64(number));
-	json_object_object_add(arguments, "errno", json_object_new_int(error));
+	json_add_u64(arguments, "address", backing_get_info(sb->backing)->address);
+	json_add_u64(arguments, "number", number);
+	json_add(arguments, "errno", json_object_new_int(error));
 	if (why) {
 		snprintf(text, sizeof(text), "%s", why);
-		json_object_object_add(arguments, "desc", json_object_new_string(text_make_utf8(text)));
+		json_add_string(arguments, "desc", text);
 	}
 	call = serve_call(sb->serve, CALL_FLUSHED, "flushed", arguments);
 	if (!call || error == 0 || error == EOPNOTSUPP)
@@ -153,16 +153,15 @@ void serve_backings_answered(struct serve *s, struct call *call, bool error)
 /* The agent gets an answer in any case: 95 says that nothing was flushed and nothing is known to be lost. */
 static void refuse_unknown(struct serve *s, struct json_object *data)
 {
-	struct json_object *arguments = json_object_new_object(), *address = json_get(data, "address", json_type_int);
+	struct json_object *arguments = json_new_object(), *address = json_get(data, "address", json_type_int);
 
 	if (address)
-		json_object_object_add(arguments, "address", json_object_get(address));
+		json_add(arguments, "address", json_object_get(address));
 	else
-		json_object_object_add(arguments, "region",
-				       json_object_new_string(json_get_string(data, "region", "")));
-	json_object_object_add(arguments, "number", json_object_new_uint64(json_get_u64(data, "number", 0)));
-	json_object_object_add(arguments, "errno", json_object_new_int(EOPNOTSUPP));
-	json_object_object_add(arguments, "desc", json_object_new_string("the host knows of no such backing"));
+		json_add(arguments, "region", json_object_new_string(json_get_string(data, "region", "")));
+	json_add_u64(arguments, "number", json_get_u64(data, "number", 0));
+	json_add(arguments, "errno", json_object_new_int(EOPNOTSUPP));
+	json_add_string(arguments, "desc", "the host knows of no such backing");
 	serve_call(s, CALL_FLUSHED, "flushed", arguments);
 }
 

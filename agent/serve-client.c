@@ -42,11 +42,11 @@ static struct client *client_free(struct client *client)
 /* False: it has asked, does not read, and is gone now. */
 static bool answer(struct client *client, const char *key, struct json_object *value, struct json_object *id)
 {
-	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 
-	json_object_object_add(o, key, value);
+	json_add(o, key, value);
 	if (id)
-		json_object_object_add(o, "id", json_object_get(id));
+		json_add(o, "id", json_object_get(id));
 	if (peer_send(client->peer, o) == 0)
 		return true;
 	client_free(client);
@@ -55,32 +55,30 @@ static bool answer(struct client *client, const char *key, struct json_object *v
 
 static bool answer_error(struct client *client, const char *class, const char *description, struct json_object *id)
 {
-	struct json_object *error = json_object_new_object();
+	struct json_object *error = json_new_object();
 
-	json_object_object_add(error, "class", json_object_new_string(class));
-	json_object_object_add(error, "desc", json_object_new_string(description));
+	json_add_string(error, "class", class);
+	json_add_string(error, "desc", description);
 	return answer(client, "error", error, id);
 }
 
 /* What the agent says of itself, as it is for a client: what only one can do, we do. */
 static struct json_object *describe(struct client *client, struct json_object *from)
 {
-	struct json_object *o = NULL;
+	struct json_object *o = json_copy(from);
 	uint64_t missed = json_get_u64(from, "missed", 0) + client->missed;
 
-	if (json_object_deep_copy(from, &o, NULL) < 0)
-		return NULL;
-	json_object_object_add(o, "features", json_object_new_array());
-	json_object_object_add(o, "sequence", json_object_new_uint64(client->serve->sequence));
-	json_object_object_add(o, "missed", json_object_new_uint64(missed));
+	json_add(o, "features", json_new_array());
+	json_add_u64(o, "sequence", client->serve->sequence);
+	json_add_u64(o, "missed", missed);
 	return o;
 }
 
 static void greet(struct client *client, struct json_object *from)
 {
-	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 
-	json_object_object_add(o, "pmem-agent", describe(client, from));
+	json_add(o, "pmem-agent", describe(client, from));
 	client->greeted = peer_send(client->peer, o) == 0;
 	if (client->greeted)
 		client->missed = 0;
@@ -88,18 +86,15 @@ static void greet(struct client *client, struct json_object *from)
 
 static void tell_missed(struct client *client, struct json_object *from)
 {
-	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
-	struct json_object *data = json_object_new_object(), *stamp = json_object_new_object();
-	uint64_t now = now_usec(CLOCK_REALTIME);
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
+	struct json_object *data = json_new_object(), *regions = json_get(from, "regions", json_type_array);
 
-	json_object_object_add(data, "count", json_object_new_uint64(client->missed));
-	json_object_object_add(data, "regions", json_object_get(json_get(from, "regions", json_type_array)));
-	json_object_object_add(data, "sequence", json_object_new_uint64(client->serve->sequence));
-	json_object_object_add(stamp, "seconds", json_object_new_uint64(now / USEC_PER_SEC));
-	json_object_object_add(stamp, "microseconds", json_object_new_uint64(now % USEC_PER_SEC));
-	json_object_object_add(o, "event", json_object_new_string("MISSED"));
-	json_object_object_add(o, "data", data);
-	json_object_object_add(o, "timestamp", stamp);
+	json_add_u64(data, "count", client->missed);
+	json_add(data, "regions", regions ? json_object_get(regions) : json_new_array());
+	json_add_u64(data, "sequence", client->serve->sequence);
+	json_add_string(o, "event", "MISSED");
+	json_add(o, "data", data);
+	json_add_timestamp(o);
 	if (peer_send(client->peer, o) == 0)
 		client->missed = 0;
 }
@@ -126,7 +121,7 @@ void serve_clients_event(struct serve *s, struct json_object *event)
 
 	s->sequence++;
 	if (data)
-		json_object_object_add(data, "sequence", json_object_new_uint64(s->sequence));
+		json_add_u64(data, "sequence", s->sequence);
 	TAILQ_FOREACH (client, &s->clients, entry)
 		if (client->greeted && (client->missed > 0 || peer_send(client->peer, event) < 0))
 			client->missed++;
@@ -214,13 +209,13 @@ static bool is_ours(const char *command)
 static void negotiate(struct client *client, struct json_object *arguments, struct json_object *id)
 {
 	uint64_t protocol = json_get_u64(arguments, "protocol", 1);
-	struct json_object *o = json_object_new_object();
+	struct json_object *o = json_new_object();
 
 	if (client->serve->protocol == 0 || protocol < client->serve->protocol)
-		json_object_object_add(o, "protocol", json_object_new_uint64(protocol < 1 ? 1 : protocol));
+		json_add_u64(o, "protocol", protocol < 1 ? 1 : protocol);
 	else
-		json_object_object_add(o, "protocol", json_object_new_uint64(client->serve->protocol));
-	json_object_object_add(o, "features", json_object_new_array());
+		json_add_u64(o, "protocol", client->serve->protocol);
+	json_add(o, "features", json_new_array());
 	answer(client, "return", o, id);
 }
 
@@ -308,7 +303,7 @@ static void on_object(struct peer *p, struct json_object *o, void *userdata)
 	struct json_object *id = NULL, *arguments = NULL;
 
 	json_object_object_get_ex(o, "id", &id);
-	if (strlen(json_object_to_json_string_ext(id, JSON_C_TO_STRING_PLAIN)) > SERVE_MAX_ID) {
+	if (strlen(json_text(id, 0)) > SERVE_MAX_ID) {
 		answer_error(client, "GenericError", "the id is too long", NULL);
 		return;
 	}

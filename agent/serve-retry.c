@@ -47,7 +47,7 @@ void serve_retry_leave(struct serve *s, const struct client *client)
 
 static bool is_unique(struct json_object *id)
 {
-	return strlen(json_object_to_json_string_ext(id, JSON_C_TO_STRING_PLAIN)) >= SERVE_UNIQUE_ID;
+	return strlen(json_text(id, 0)) >= SERVE_UNIQUE_ID;
 }
 
 /* The client's own; else one of clients that have left, if no two of them have had it. */
@@ -70,12 +70,10 @@ static struct asked *find(struct serve *s, const struct client *client, struct j
 /* What the command is, however often it comes. NULL: no memory. */
 static char *make_text(struct json_object *arguments)
 {
-	_cleanup_(json_unrefp) struct json_object *copy = NULL;
+	_cleanup_(json_unrefp) struct json_object *copy = json_copy(arguments);
 
-	if (json_object_deep_copy(arguments, &copy, NULL) < 0)
-		return NULL;
 	json_object_object_del(copy, "retry");
-	return strdup(json_object_to_json_string_ext(copy, JSON_C_TO_STRING_PLAIN));
+	return strdup(json_text(copy, 0));
 }
 
 int serve_retry_find(struct client *client, struct json_object *arguments, struct json_object *id, uint64_t *ret_number)

@@ -101,14 +101,14 @@ struct call *serve_call_free(struct serve *s, struct call *call)
 struct call *serve_call_again(struct serve *s, enum call_kind kind, const char *name, struct json_object *arguments,
 			      uint64_t number)
 {
-	_cleanup_(json_unrefp) struct json_object *o = json_object_new_object();
+	_cleanup_(json_unrefp) struct json_object *o = json_new_object();
 	struct call *call = calloc(1, sizeof(*call));
 	int r;
 
-	json_object_object_add(o, "execute", json_object_new_string(name));
+	json_add_string(o, "execute", name);
 	if (arguments)
-		json_object_object_add(o, "arguments", arguments);
-	json_object_object_add(o, "id", json_object_new_uint64(number));
+		json_add(o, "arguments", arguments);
+	json_add_u64(o, "id", number);
 	r = call && s->greeting ? peer_send(s->guest, o) : -ENOTCONN;
 	/* What it wants of us must have an answer: it asks again whoever connects anew. */
 	if (s->greeting && (kind == CALL_FLUSHED ? r < 0 : s->n_calls >= 2 * SERVE_MAX_CALLS))
@@ -169,13 +169,13 @@ static void forget_negotiations(struct serve *s)
 
 static void negotiate(struct serve *s)
 {
-	struct json_object *arguments = json_object_new_object(), *features = json_object_new_array();
+	struct json_object *arguments = json_new_object(), *features = json_new_array();
 
 	forget_negotiations(s);
-	json_object_array_add(features, json_object_new_string("serve-flush"));
-	json_object_array_add(features, json_object_new_string("serve-confirm"));
-	json_object_object_add(arguments, "protocol", json_object_new_int(SERVE_PROTOCOL));
-	json_object_object_add(arguments, "features", features);
+	json_append_string(features, "serve-flush");
+	json_append_string(features, "serve-confirm");
+	json_add(arguments, "protocol", json_object_new_int(SERVE_PROTOCOL));
+	json_add(arguments, "features", features);
 	serve_call(s, CALL_NEGOTIATE, "negotiate", arguments);
 }
 

@@ -14,7 +14,7 @@
 #include <sys/queue.h>
 
 #include "backing.h"
-#include "json-get.h"
+#include "json-make.h"
 #include "peer.h"
 #include "qmp.h"
 
