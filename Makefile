@@ -298,7 +298,7 @@ check: deps
 	$(Q)$(again) tests controls
 	$(Q)$(asan) tests
 	$(Q)$(tsan) $(addprefix $(build)/tsan/,test-threads test-group test-preload test-preload-fail pmem-agent libpmem-agent-preload.so preload-fail.so load-rows)
-	$(Q)$(run-tests) unit asan tsan valgrind sim machine prove guest
+	$(Q)$(run-tests) unit asan tsan valgrind oom sim machine prove guest
 
 # Schedules that nobody has seen yet; it names the first, from which it can be repeated.
 soak: $(build)/sim-flush
