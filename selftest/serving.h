@@ -133,18 +133,22 @@ static inline void answer(struct json_object *command, const char *value)
 	end_send(&guest, "{'return':%s,'id':%s}", value, end_id(command));
 }
 
-/* As far as negotiate; with `instance`, that one is begun. */
-static inline void greet_with(const char *agent, const char *instance)
+static inline void negotiate(void)
 {
-	_cleanup_(json_unrefp) struct json_object *o = NULL;
+	_cleanup_(json_unrefp) struct json_object *o = end_expect(&guest, "negotiate");
 
-	end_send(&guest, "{'pmem-agent':%s}", agent);
-	if (instance)
-		end_new_instance(&guest, instance);
-	o = end_expect(&guest, "negotiate");
 	assert_string_equal(json_object_to_json_string_ext(arguments_of(o), JSON_C_TO_STRING_PLAIN),
 			    "{\"protocol\":2,\"features\":[\"serve-flush\",\"serve-confirm\"]}");
 	answer(o, "{'protocol':2,'features':['serve-flush','serve-confirm']}");
+}
+
+/* As far as negotiate; with `instance`, that one is begun. */
+static inline void greet_with(const char *agent, const char *instance)
+{
+	end_send(&guest, "{'pmem-agent':%s}", agent);
+	if (instance)
+		end_new_instance(&guest, instance);
+	negotiate();
 }
 
 static inline void greet(const char *agent)

@@ -226,6 +226,22 @@ static void test_what_an_instance_before_wanted_is_no_answer_to_this_one(void **
 	stop_serve();
 }
 
+/* Else what was confirmed before a restore would stand. */
+static void test_a_new_instance_that_comes_too_soon_is_said_again(void **state)
+{
+	struct json_object *o;
+
+	start(backing(0, "0x1000", ",share=on"));
+	end_send(&guest, "{'pmem-agent':%s}", AGENT("i0", "0"));
+	o = end_expect(&guest, "new-instance");
+	end_send(&guest, "{'error':{'class':'Busy','desc':'say it again'},'id':%s}", end_id(o));
+	json_object_put(o);
+	end_new_instance(&guest, "i1");
+	negotiate();
+	expect_backing(4096, SERVED);
+	stop_serve();
+}
+
 /* Which one is not known: whoever connects anew is told all. */
 static void test_an_answer_that_was_missed_ends_the_connection(void **state)
 {
@@ -297,6 +313,7 @@ int main(void)
 		cmocka_unit_test(test_a_flush_outlives_serve),
 		cmocka_unit_test(test_a_file_that_was_replaced_is_not_flushed_for_another),
 		cmocka_unit_test(test_what_an_instance_before_wanted_is_no_answer_to_this_one),
+		cmocka_unit_test(test_a_new_instance_that_comes_too_soon_is_said_again),
 		cmocka_unit_test(test_an_answer_that_was_missed_ends_the_connection),
 		cmocka_unit_test(test_a_disk_that_hangs_holds_up_its_own_backing_only),
 		cmocka_unit_test(test_a_guest_that_asks_without_end_is_bounded),
