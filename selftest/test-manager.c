@@ -333,6 +333,27 @@ static void test_acknowledged_while_the_other_is_awaited(void **state)
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 }
 
+/* What the host says of emu0 after that has confirmed, and before emu1 has; and then, that all is well. */
+static void test_refused_while_the_other_is_awaited(void **state)
+{
+	const struct region_backing memory = { .type = REGION_BACKING_RAM },
+				    file = { .type = REGION_BACKING_FILE, .share = REGION_FACT_YES };
+	pid_t worker = start_both();
+	struct answer_of a;
+
+	ask_both(&a);
+	while (status().epoch < 2)
+		turn();
+	settle();
+	assert_false(a.told);
+	assert_non_null(manager_set_backing(manager, emu0(), &memory));
+	assert_non_null(manager_set_backing(manager, emu0(), &file));
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	assert_answer(&a, PMEM_AGENT_UNKNOWN);
+	ask_both(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+}
+
 /* ---- the end ---- */
 
 static void on_stopped(bool clean, void *userdata)
@@ -393,6 +414,7 @@ int main(void)
 						tear_down_both),
 		cmocka_unit_test_setup_teardown(test_acknowledged_while_the_other_is_awaited, set_up_both,
 						tear_down_both),
+		cmocka_unit_test_setup_teardown(test_refused_while_the_other_is_awaited, set_up_both, tear_down_both),
 		TEST(test_stop),
 		TEST(test_stop_while_the_host_hangs),
 		TEST(test_stop_when_lost),
