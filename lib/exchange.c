@@ -14,9 +14,12 @@
 
 int exchange_connect(const struct sockaddr_un *address)
 {
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	int r;
+	int fd, r;
 
+	/* It would be a name that anybody may take. */
+	if (!address->sun_path[0])
+		return -ENOENT;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
 	if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 && fcntl(fd, F_SETFL, O_RDWR) == 0)

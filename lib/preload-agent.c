@@ -4,7 +4,8 @@
  *
  * Whoever needs a connection claims one that nobody uses: a signal handler another one than what it has interrupted.
  * One with a request under way is given back only when its answer has been received, so that it never brings an answer
- * to somebody else.
+ * to somebody else. The program may close it at any time, and its number may be another thread's connection then: so it
+ * is looked at before each use, and an answer must have the id of the request.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,7 +28,13 @@ enum line_state { LINE_FREE, LINE_IDLE, LINE_BUSY };
 
 static struct preload_line lines[N_LINES];
 static uint32_t n_let_go, n_waiting; /* how often a line has been let go; who waits for that */
-static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static uint64_t n_requests;          /* ids */
+
+/* Others' constructors may call before ours has looked where it really is. */
+static struct sockaddr_un address = {
+	.sun_family = AF_UNIX,
+	.sun_path = PMEM_AGENT_RUNTIME_DIR "/" PMEM_AGENT_SOCKET_NAME,
+};
 
 /*
  * Whose lines these are: a process's number, in memory that a child of fork() finds zeroed. A child of vfork() finds
@@ -225,18 +232,27 @@ static int deliver(const struct pmem_agent_request *request, int fd, struct prel
 	return r;
 }
 
-/* The answer to the only request under way there. False: it ended before. */
-static bool receive(const struct preload_line *line, struct pmem_agent_reply *reply, struct exchange_verdict *v)
+/* The answer to the only request under way there. False: it ended before, or is not ours any more. */
+static bool receive(const struct preload_line *line, uint64_t id, struct pmem_agent_reply *reply,
+		    struct exchange_verdict *v)
 {
 	ssize_t size;
 
-	while ((size = exchange_receive(line->fd, reply, true)) == -EINTR || size == -EAGAIN)
+	do {
+		if (!preload_line_is_ours(line))
+			return false;
+		size = exchange_receive(line->fd, reply, true);
 		if (size == -EAGAIN)
 			sleep_a_little();
+	} while (size == -EINTR || size == -EAGAIN);
 	if (size <= 0)
 		return false;
 	exchange_judge(reply, (size_t)size, v);
-	return true;
+	if (v->concern != EXCHANGE_ONE || reply->id == id)
+		return true;
+	/* Another thread waits for that, and would for ever. */
+	shutdown(line->fd, SHUT_RDWR);
+	return false;
 }
 
 /* One request over `line`; NULL: over a connection of its own. `ret_reply` and `ret_verdict` with PRELOAD_TOLD. */
@@ -249,13 +265,13 @@ static enum preload_outcome exchange(struct pmem_agent_request *request, int fd,
 	int r;
 
 	request->version = PMEM_AGENT_WIRE_VERSION;
-	request->id = 1;
+	request->id = __atomic_add_fetch(&n_requests, 1, __ATOMIC_RELAXED);
 	request->device = file->device;
 	request->inode = file->inode;
 	r = deliver(request, fd, line, &own, &line);
 	if (r < 0)
 		return r == -EBADF ? PRELOAD_CHANGED : PRELOAD_UNASKED;
-	ended = !receive(line, ret_reply, ret_verdict);
+	ended = !receive(line, request->id, ret_reply, ret_verdict);
 	single = !ended && ret_verdict->concern == EXCHANGE_ONE;
 	give_back(line, &own, single);
 	if (ended)

@@ -8,9 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "preload.h"
 
@@ -39,7 +42,11 @@ struct special {
 
 static struct preload_device devices[N_DEVICES];
 static struct special specials[N_SPECIAL];
-static char directory[80] = PMEM_AGENT_RUNTIME_DIR;
+
+/* As long as the name of the socket in it can be. */
+static char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path) - sizeof(PMEM_AGENT_SOCKET_NAME)] =
+    PMEM_AGENT_RUNTIME_DIR;
+
 static uint32_t active, any_stuck, any_unplaced; /* the last: it could not be noted on which device */
 static uint32_t n_mapped;                        /* specials that are, and are not known to be synchronous */
 static uint64_t seen_nsec;                       /* the directory's time of change */
@@ -149,6 +156,10 @@ void preload_device_init(void)
 
 	if (other && strlen(other) < sizeof(directory))
 		strcpy(directory, other);
+	else if (other)
+		dprintf(STDERR_FILENO,
+			"libpmem-agent-preload: PMEM_AGENT_RUNTIME_DIR is longer than %zu bytes: %s is used\n",
+			sizeof(directory) - 1, directory);
 	preload_is_active();
 }
 
@@ -278,7 +289,7 @@ void preload_classify(int fd, bool filesystem, struct preload_file *ret)
 
 void preload_device_learn(const struct preload_file *file, uint64_t page)
 {
-	if (file->known && page != 0 && file->kind == PRELOAD_DAX_FILE)
+	if (file->known && file->kind == PRELOAD_DAX_FILE)
 		__atomic_store_n(&file->known->page, page, __ATOMIC_RELAXED);
 }
 

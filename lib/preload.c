@@ -162,7 +162,7 @@ static int take(const struct preload_reply *reply, int fd, const struct preload_
 	case PMEM_AGENT_UNFLUSHED:
 		/* Nothing is written there; or whatever is does not reach the host, and the real call would not say so.
 		 */
-		return !device && is_read_only(fd) ? -1 : EIO;
+		return !device && is_read_only(fd) ? -2 : EIO;
 	case PMEM_AGENT_FILESYSTEM:
 	case PMEM_AGENT_BUSY:
 	case PMEM_AGENT_MIXED:
@@ -220,8 +220,15 @@ static int flush(struct preload_handle h, enum pmem_agent_scope scope, const str
 	}
 	if (error == -2)
 		return make_guarded(c, file);
-	/* The agent flushes an emulated region by a descriptor of its own: errors that ours still has are told here. */
-	return error == -1 || (error == 0 && file->kind == PRELOAD_EMULATED) ? make(c) : error;
+	if (error == -1)
+		return make(c);
+	if (error == 0 && file->kind == PRELOAD_EMULATED) {
+		/* The agent flushes it by a descriptor of its own: errors that ours still has are told here. */
+		error = make(c);
+		if (error == EIO)
+			preload_device_stick(file);
+	}
+	return error;
 }
 
 /* ---- descriptors ---- */

@@ -83,7 +83,7 @@ void preload_device_guess(uint64_t device, uint64_t inode, struct preload_file *
 /* NULL: no file of this device has concerned us yet. */
 struct preload_device *preload_device_find(uint64_t device);
 
-/* The agent has told what is below it: the number of a page; or for now: that it is nothing of ours. */
+/* The agent has told what is below it: the number of a page, 0: several; or for now: that it is nothing of ours. */
 void preload_device_learn(const struct preload_file *file, uint64_t page);
 void preload_device_dismiss(const struct preload_file *file);
 

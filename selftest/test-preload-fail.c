@@ -141,6 +141,26 @@ static void test_real_call_fails(void **state)
 	munmap(page, PMEM_AGENT_PAGE_SIZE);
 }
 
+/* Also where the agent has flushed the region before, by a descriptor of its own. */
+static void test_real_call_fails_after_the_agents(void **state)
+{
+	struct pmem_agent_page *page = map_page();
+	struct program p;
+
+	setenv("PRELOAD_FAIL", served.session.emulated, 1);
+	start_program(&p, true, WORDS("fsync", "fsync", "pause", "fsync"));
+	unsetenv("PRELOAD_FAIL");
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "fsync -1 5");
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_CALLER);
+	acknowledge(page->agent.loss);
+	go_on(&p);
+	assert_prints(&p, "fsync 0 0");
+	end_program(&p);
+	munmap(page, PMEM_AGENT_PAGE_SIZE);
+}
+
 /* It is told so also by who has no number any more of the descriptor by which the memory was mapped. */
 static void test_told_of_memory(void **state)
 {
@@ -181,6 +201,60 @@ static void test_agent_killed_in_mid_wait(void **state)
 	assert_prints(&p, "fsync -1 5");
 	end_program(&p);
 	kill(worker, SIGKILL);
+	assert_int_equal(served_start_agent(&served), 0);
+}
+
+/* In the agent's place: says durable to the next request, with another id than that one's if `other`. */
+static pid_t answer_once(bool other)
+{
+	struct pmem_agent_reply reply = {
+		.version = PMEM_AGENT_WIRE_VERSION,
+		.type = PMEM_AGENT_PACKET_FLUSH,
+		.scope = PMEM_AGENT_SCOPE_REGION,
+		.basis = PMEM_AGENT_BASIS_OWN_FLUSH,
+		.durable_usec = 1,
+		.n_regions = 1,
+	};
+	struct pmem_agent_request request;
+	int listener, connection;
+	pid_t child;
+
+	unlink(served.socket);
+	listener = served_listen(served.socket);
+	child = fork();
+	if (child != 0) {
+		close(listener);
+		return child;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	connection = accept(listener, NULL, NULL);
+	if (recv(connection, &request, sizeof(request), 0) != sizeof(request))
+		_exit(1);
+	reply.id = request.id + other;
+	_exit(send(connection, &reply, sizeof(reply), 0) != sizeof(reply));
+}
+
+/* The program had closed the line, and its number is that of another thread's. */
+static void test_an_answer_to_another_request(void **state)
+{
+	struct program p;
+	int status;
+
+	start_program(&p, true, WORDS("pause", "fsync", "pause", "fsync"));
+	assert_prints(&p, "pause 0 0");
+	assert_int_equal(served_stop_agent(&served), 0);
+	for (unsigned int other = 0; other < 2; other++) {
+		pid_t child = answer_once(other);
+
+		go_on(&p);
+		assert_prints(&p, other ? "fsync -1 5" : "fsync 0 0");
+		assert_int_equal(waitpid(child, &status, 0), child);
+		assert_int_equal(status, 0);
+		if (!other)
+			assert_prints(&p, "pause 0 0");
+	}
+	end_program(&p);
+	unlink(served.socket);
 	assert_int_equal(served_start_agent(&served), 0);
 }
 
@@ -281,8 +355,10 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_no_agent),
 		cmocka_unit_test(test_split),
 		cmocka_unit_test(test_real_call_fails),
+		cmocka_unit_test(test_real_call_fails_after_the_agents),
 		cmocka_unit_test(test_told_of_memory),
 		cmocka_unit_test(test_agent_killed_in_mid_wait),
+		cmocka_unit_test(test_an_answer_to_another_request),
 		cmocka_unit_test(test_loss),
 		cmocka_unit_test(test_worker),
 	};
