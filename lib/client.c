@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -34,49 +33,73 @@ static void init_lock(struct pmem_agent *agent)
 	pthread_condattr_destroy(&attributes);
 }
 
-/* A program that closes all it knows of may have the numbers for something else by now, which is not ours to close. */
+/* ---- what can be polled ---- */
+
+/*
+ * A program that closes all it knows of may have the numbers for something else by now, which is not ours to close. The
+ * pipe has an inode of its own, as an eventfd has not; and the epoll is the one that it is in.
+ */
 static bool are_our_polls(const struct pmem_agent *agent)
 {
 	struct epoll_event event = { .events = EPOLLIN };
+	struct stat st;
 
-	return agent->epoll >= 0 && agent->event >= 0 &&
-	       epoll_ctl(agent->epoll, EPOLL_CTL_MOD, agent->event, &event) == 0;
+	for (unsigned int i = 0; i < 2; i++)
+		if (fstat(agent->event[i], &st) < 0 || !S_ISFIFO(st.st_mode) || st.st_ino != agent->event_inode)
+			return false;
+	return epoll_ctl(agent->epoll, EPOLL_CTL_MOD, agent->event[0], &event) == 0;
 }
 
-static int open_polls(int *ret_epoll, int *ret_event)
+static void close_polls(struct pmem_agent *agent)
+{
+	const int fds[] = { agent->epoll, agent->event[0], agent->event[1] };
+
+	for (unsigned int i = 0; i < 3; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	agent->epoll = agent->event[0] = agent->event[1] = -1;
+}
+
+static int open_polls(struct pmem_agent *agent)
 {
 	struct epoll_event event = { .events = EPOLLIN };
+	struct stat st;
 	int r;
 
-	*ret_epoll = epoll_create1(EPOLL_CLOEXEC);
-	*ret_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (*ret_epoll >= 0 && *ret_event >= 0 && epoll_ctl(*ret_epoll, EPOLL_CTL_ADD, *ret_event, &event) == 0)
+	agent->event[0] = agent->event[1] = -1;
+	agent->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (agent->epoll >= 0 && pipe2(agent->event, O_CLOEXEC | O_NONBLOCK) == 0 && fstat(agent->event[0], &st) == 0 &&
+	    epoll_ctl(agent->epoll, EPOLL_CTL_ADD, agent->event[0], &event) == 0) {
+		agent->event_inode = st.st_ino;
 		return 0;
+	}
 	r = -errno;
-	if (*ret_epoll >= 0)
-		close(*ret_epoll);
-	if (*ret_event >= 0)
-		close(*ret_event);
-	*ret_epoll = *ret_event = -1;
+	close_polls(agent);
 	return r;
 }
 
 /* A child must not take its parent's answers, nor its poll set: it gets its own, under the same number if it can. */
 static int renew_polls(struct pmem_agent *agent)
 {
-	bool ours = are_our_polls(agent);
-	int epoll, event, r = open_polls(&epoll, &event);
+	int epoll = -1, r;
 
-	if (r < 0)
-		return r;
-	if (ours) {
-		close(agent->event);
-		r = dup3(epoll, agent->epoll, O_CLOEXEC) < 0 ? -errno : 0;
-		close(epoll);
-	} else {
-		agent->epoll = epoll;
+	if (are_our_polls(agent)) {
+		epoll = agent->epoll;
+		agent->epoll = -1;
+		close_polls(agent);
 	}
-	agent->event = event;
+	r = open_polls(agent);
+	if (epoll < 0)
+		return r;
+	if (r >= 0 && dup3(agent->epoll, epoll, O_CLOEXEC) < 0)
+		r = -errno;
+	if (r >= 0) {
+		close(agent->epoll);
+		agent->epoll = epoll;
+	} else {
+		close_polls(agent);
+		close(epoll);
+	}
 	return r;
 }
 
@@ -175,12 +198,12 @@ static int connect_to(const char *path, struct pmem_agent **ret)
 		return -ENOMEM;
 	set_paths(agent, path);
 	init_lock(agent);
-	agent->epoll = agent->event = -1;
+	agent->epoll = agent->event[0] = agent->event[1] = -1;
 	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
 		agent->connections[i].fd = -1;
 	r = mark_process(agent);
 	if (r >= 0)
-		r = open_polls(&agent->epoll, &agent->event);
+		r = open_polls(agent);
 	if (r >= 0)
 		r = connection_open(agent);
 	if (r < 0) {
@@ -207,23 +230,19 @@ int pmem_agent_connect(const char *path, struct pmem_agent **ret)
 
 struct pmem_agent *pmem_agent_close(struct pmem_agent *agent)
 {
-	bool polls;
 	int cancel;
 
 	if (!agent)
 		return NULL;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	polls = are_our_polls(agent);
+	if (are_our_polls(agent))
+		close_polls(agent);
 	for (unsigned int i = 0; i < CLIENT_MAX_CONNECTIONS; i++)
 		if (agent->connections[i].fd >= 0)
 			connection_close(agent, &agent->connections[i]);
 	for (unsigned int i = 0; i < CLIENT_MAX_PAGES; i++)
 		if (agent->pages[i].page)
 			munmap((void *)agent->pages[i].page, PMEM_AGENT_PAGE_SIZE);
-	if (polls) {
-		close(agent->epoll);
-		close(agent->event);
-	}
 	if (agent->process)
 		munmap(agent->process, (size_t)sysconf(_SC_PAGESIZE));
 	free(agent);

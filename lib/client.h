@@ -80,18 +80,22 @@ struct slot {
 struct client_page {
 	uint64_t number; /* stored before `page`, and for good */
 	const struct pmem_agent_page *page;
+	char path[128 + 24];
+	uint64_t inode;
+	uint64_t looked_sec; /* when it was looked at whether that still is the file there */
 };
 
 struct pmem_agent {
 	struct sockaddr_un address;
-	char directory[108];   /* where the pages are */
+	char directory[128];   /* where the pages are */
 	unsigned int *process; /* a word of its own that a child finds 0: see client.c */
 	pthread_mutex_t lock;
-	int epoll;               /* for pmem_agent_get_fd() */
-	int event;               /* in it, ready while a submitted request has its answer */
-	bool signalled;          /* `event` is ready */
-	bool sending;            /* a thread does */
-	unsigned int waiting;    /* threads in pmem_agent_wait() without a part in it */
+	int epoll;            /* for pmem_agent_get_fd() */
+	int event[2];         /* a pipe: its first end is in that, and ready while a submitted request has its answer */
+	uint64_t event_inode; /* whether the number is still ours */
+	bool signalled;       /* there is a byte in the pipe */
+	bool sending;         /* a thread does */
+	unsigned int waiting; /* threads in pmem_agent_wait() without a part in it */
 	pthread_cond_t answered; /* they wait for it */
 	pthread_cond_t room;     /* a slot has become free */
 	uint64_t last_id;

@@ -96,15 +96,15 @@ void slot_free(struct pmem_agent *agent, struct slot *s)
 
 void slot_signal_answers(struct pmem_agent *agent)
 {
-	uint64_t count = 1;
 	bool any = false;
+	char byte = 0;
 
 	for (unsigned int i = 0; i < CLIENT_MAX_SLOTS && !any; i++)
 		any = agent->slots[i].submitted && agent->slots[i].state == SLOT_ANSWERED && !agent->slots[i].done;
 	if (any == agent->signalled)
 		return;
 	agent->signalled = any;
-	if ((any ? write(agent->event, &count, sizeof(count)) : read(agent->event, &count, sizeof(count))) < 0)
+	if ((any ? write(agent->event[1], &byte, 1) : read(agent->event[0], &byte, 1)) < 0)
 		agent->signalled = !any;
 }
 

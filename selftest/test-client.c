@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/eventfd.h>
 
 #include <cmocka.h>
 
@@ -180,6 +181,7 @@ static void test_wrong_arguments(void **state)
 	assert_null(pmem_agent_close(agent));
 	assert_null(pmem_agent_close(NULL));
 	assert_int_equal(pmem_agent_connect("/nonexistent/socket", &agent), -ENOENT);
+	assert_int_equal(pmem_agent_connect("", &agent), -ENOENT);
 }
 
 static void test_deadline(void **state)
@@ -269,6 +271,66 @@ static void test_fork(void **state)
 	/* Its answer is still the parent's. */
 	wait_for(agent, id, 0);
 	assert_int_equal(flush(agent, PMEM_AGENT_NO_TIMEOUT, NULL), 0);
+	pmem_agent_close(agent);
+}
+
+/* A child that has closed all that it didn't know, and has a poll set of its own under the very numbers. */
+static int use_own_polls(struct pmem_agent *agent)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.u32 = 77 };
+	const int epoll = pmem_agent_get_fd(agent), count = epoll + 1;
+	uint64_t one = 1, read_back = 0;
+
+	closefrom(3);
+	if (dup2(epoll_create1(EPOLL_CLOEXEC), epoll) != epoll ||
+	    dup2(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), count) != count)
+		return 1;
+	if (epoll_ctl(epoll, EPOLL_CTL_ADD, count, &event) < 0 || flush(agent, PMEM_AGENT_NO_TIMEOUT, NULL) != 0)
+		return 2;
+	if (write(count, &one, sizeof(one)) != sizeof(one) || epoll_wait(epoll, &event, 1, 0) != 1 ||
+	    event.data.u32 != 77 || read(count, &read_back, sizeof(read_back)) != sizeof(read_back) || read_back != 1)
+		return 3;
+	pmem_agent_close(agent);
+	return fcntl(epoll, F_GETFD) < 0 || fcntl(count, F_GETFD) < 0 ? 4 : 0;
+}
+
+static void test_numbers_of_others(void **state)
+{
+	struct pmem_agent *agent = connect_agent();
+	pid_t child = fork();
+	int status;
+
+	if (child == 0)
+		_exit(use_own_polls(agent));
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	assert_int_equal(flush(agent, PMEM_AGENT_NO_TIMEOUT, NULL), 0);
+	pmem_agent_close(agent);
+}
+
+/* It was removed while no agent ran, and the next one makes another. */
+static void test_page_replaced(void **state)
+{
+	struct pmem_agent *agent = connect_agent();
+	uint64_t until, number, epoch;
+	struct pmem_agent_result result;
+	char path[160];
+
+	assert_int_equal(flush(agent, PMEM_AGENT_NO_TIMEOUT, &result), 0);
+	number = result.regions[0].page;
+	snprintf(path, sizeof(path), "%s/%016" PRIx64 ".page", served.session.directory, number);
+	assert_int_equal(pmem_agent_epoch(agent, number, &epoch), 0);
+	assert_true(epoch > 1);
+	assert_int_equal(served_stop_agent(&served), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(served_start_agent(&served), 0);
+	assert_int_equal(flush(agent, PMEM_AGENT_NO_TIMEOUT, &result), 0);
+	assert_int_equal(result.regions[0].page, number);
+	for (until = now_usec(CLOCK_MONOTONIC) + 10 * USEC_PER_SEC; now_usec(CLOCK_MONOTONIC) < until; sched_yield())
+		if (pmem_agent_epoch(agent, number, &epoch) == 0 && epoch == result.regions[0].epoch)
+			break;
+	assert_int_equal(epoch, result.regions[0].epoch);
+	assert_int_equal(pmem_agent_lost(agent, number), 0);
 	pmem_agent_close(agent);
 }
 
@@ -500,6 +562,8 @@ int main(void)
 		cmocka_unit_test(test_restart),
 		cmocka_unit_test(test_answers_of_two_agents),
 		cmocka_unit_test(test_fork),
+		cmocka_unit_test(test_numbers_of_others),
+		cmocka_unit_test(test_page_replaced),
 		cmocka_unit_test(test_false_agents),
 		cmocka_unit_test(test_stress),
 		cmocka_unit_test(test_restarts_under_load),
