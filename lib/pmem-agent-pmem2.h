@@ -26,7 +26,7 @@ struct pmem_agent_map;
  * caller's, and must live as long as this does. `flags`: 0, or PMEM_AGENT_MAP_FIXED_LAYOUT for a file.
  *
  * 0, or a negative errno as from pmem_agent_query(): -EOPNOTSUPP: nothing in this guest can make it durable, whatever
- * pmem2 says; -ENOSPC: there are too many maps.
+ * pmem2 says; -ENOSPC: there are too many maps; -EINVAL: a private one (PMEM2_PRIVATE), which reaches no file.
  */
 int pmem_agent_map_new(struct pmem_agent *agent, int fd, struct pmem2_map *map, unsigned int flags,
 		       struct pmem_agent_map **ret);

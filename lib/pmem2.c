@@ -36,7 +36,13 @@ struct pmem_agent_map {
 	pmem2_persist_fn persist; /* of pmem2, where that is no more than a CPU flush */
 };
 
-static struct pmem_agent_map *maps[MAX_MAPS];
+/* Where each is. Of a map that others may be deleting nothing but this is read. */
+static struct place {
+	uint32_t sequence; /* odd while it changes */
+	const char *address;
+	size_t size;
+	struct pmem_agent_map *map; /* NULL: free */
+} places[MAX_MAPS];
 
 /* ---- what a map needs ---- */
 
@@ -71,16 +77,83 @@ static int find_way(struct pmem_agent_map *m)
 	return 0;
 }
 
+/* Stores in a private mapping reach no file. 0: it is a shared one; or a negative errno. */
+static int check_shared(const char *address)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	unsigned long start, end;
+	int r = -EINVAL;
+	char line[512], share;
+	bool begins = true;
+
+	if (!f)
+		return -errno;
+	for (; fgets(line, sizeof(line), f); begins = strchr(line, '\n'))
+		if (begins && sscanf(line, "%lx-%lx %*3c%c", &start, &end, &share) == 3 &&
+		    (uintptr_t)address >= start && (uintptr_t)address < end)
+			r = share == 's' ? 0 : -EINVAL;
+	fclose(f);
+	return r;
+}
+
+/* ---- the list of maps ---- */
+
+/* False: it is another one now. */
+static bool replace(struct place *p, struct pmem_agent_map *old, struct pmem_agent_map *new)
+{
+	uint32_t sequence = __atomic_load_n(&p->sequence, __ATOMIC_ACQUIRE) & ~1U;
+
+	if (__atomic_load_n(&p->map, __ATOMIC_RELAXED) != old ||
+	    !__atomic_compare_exchange_n(&p->sequence, &sequence, sequence + 1, false, __ATOMIC_ACQ_REL,
+					 __ATOMIC_RELAXED))
+		return false;
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	__atomic_store_n(&p->address, new ? new->address : NULL, __ATOMIC_RELAXED);
+	__atomic_store_n(&p->size, new ? new->size : 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&p->map, new, __ATOMIC_RELAXED);
+	__atomic_store_n(&p->sequence, sequence + 2, __ATOMIC_RELEASE);
+	return true;
+}
+
 static int enlist(struct pmem_agent_map *m)
 {
-	for (unsigned int i = 0; i < MAX_MAPS; i++) {
-		struct pmem_agent_map *none = NULL;
-
-		if (__atomic_compare_exchange_n(&maps[i], &none, m, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+	for (unsigned int i = 0; i < MAX_MAPS; i++)
+		if (replace(&places[i], NULL, m))
 			return 0;
-	}
 	return -ENOSPC;
 }
+
+static void strike(struct pmem_agent_map *m)
+{
+	for (unsigned int i = 0; i < MAX_MAPS; i++)
+		if (replace(&places[i], m, NULL))
+			return;
+}
+
+static bool contains(const char *address, size_t size, const char *part, size_t part_size)
+{
+	return part >= address && part_size <= size && (size_t)(part - address) <= size - part_size;
+}
+
+/* The map that has all of that, which by the rules nobody deletes now; NULL: none has. */
+static const struct pmem_agent_map *find_map(const char *part, size_t size)
+{
+	for (unsigned int i = 0; i < MAX_MAPS; i++) {
+		const struct place *p = &places[i];
+		uint32_t sequence = __atomic_load_n(&p->sequence, __ATOMIC_ACQUIRE);
+		const struct pmem_agent_map *m = __atomic_load_n(&p->map, __ATOMIC_RELAXED);
+		bool found = m && contains(__atomic_load_n(&p->address, __ATOMIC_RELAXED),
+					   __atomic_load_n(&p->size, __ATOMIC_RELAXED), part, size);
+
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		/* One that changes is another. */
+		if (found && sequence % 2 == 0 && __atomic_load_n(&p->sequence, __ATOMIC_RELAXED) == sequence)
+			return m;
+	}
+	return NULL;
+}
+
+/* ---- a map ---- */
 
 int pmem_agent_map_new(struct pmem_agent *agent, int fd, struct pmem2_map *map, unsigned int flags,
 		       struct pmem_agent_map **ret)
@@ -100,6 +173,8 @@ int pmem_agent_map_new(struct pmem_agent *agent, int fd, struct pmem2_map *map, 
 		m->persist = pmem2_get_persist_fn(map);
 	r = find_scope(fd, flags, &m->scope);
 	if (r >= 0)
+		r = check_shared(m->address);
+	if (r >= 0)
 		r = find_way(m);
 	if (r >= 0)
 		r = enlist(m);
@@ -112,9 +187,8 @@ int pmem_agent_map_new(struct pmem_agent *agent, int fd, struct pmem2_map *map, 
 
 struct pmem_agent_map *pmem_agent_map_delete(struct pmem_agent_map *m)
 {
-	for (unsigned int i = 0; m && i < MAX_MAPS; i++)
-		if (__atomic_load_n(&maps[i], __ATOMIC_ACQUIRE) == m)
-			__atomic_store_n(&maps[i], NULL, __ATOMIC_RELEASE);
+	if (m)
+		strike(m);
 	free(m);
 	return NULL;
 }
@@ -126,11 +200,6 @@ enum pmem2_granularity pmem_agent_map_get_store_granularity(const struct pmem_ag
 
 /* ---- persist ---- */
 
-static bool contains(const struct pmem_agent_map *m, const char *address, size_t size)
-{
-	return address >= m->address && size <= m->size && (size_t)(address - m->address) <= m->size - size;
-}
-
 static int sync_pages(const char *address, size_t size)
 {
 	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)address & ~(page - 1);
@@ -140,7 +209,7 @@ static int sync_pages(const char *address, size_t size)
 
 int pmem_agent_persist(const struct pmem_agent_map *m, const void *address, size_t size)
 {
-	if (!contains(m, address, size))
+	if (!contains(m->address, m->size, address, size))
 		return -EINVAL;
 	if (m->persist)
 		m->persist(address, size);
@@ -157,14 +226,9 @@ int pmem_agent_persist(const struct pmem_agent_map *m, const void *address, size
 
 void pmem_agent_persist_or_abort(const void *address, size_t size)
 {
-	const struct pmem_agent_map *m;
-	int r = -ENXIO;
+	const struct pmem_agent_map *m = find_map(address, size);
+	int r = m ? pmem_agent_persist(m, address, size) : -ENXIO;
 
-	for (unsigned int i = 0; i < MAX_MAPS && r == -ENXIO; i++) {
-		m = __atomic_load_n(&maps[i], __ATOMIC_ACQUIRE);
-		if (m && contains(m, address, size))
-			r = pmem_agent_persist(m, address, size);
-	}
 	if (r == 0)
 		return;
 	fprintf(stderr, "libpmem-agent-pmem2: %zu bytes at %p can't be made durable: %s\n", size, address,

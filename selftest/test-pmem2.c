@@ -35,7 +35,7 @@ static int tear_down_group(void **state)
 	return 0;
 }
 
-static void open_map(const char *path)
+static void open_map_as(const char *path, enum pmem2_sharing_type sharing)
 {
 	struct pmem2_config *config;
 	struct pmem2_source *source;
@@ -44,11 +44,17 @@ static void open_map(const char *path)
 	assert_true(fd >= 0);
 	assert_int_equal(pmem2_config_new(&config), 0);
 	assert_int_equal(pmem2_config_set_required_store_granularity(config, PMEM2_GRANULARITY_PAGE), 0);
+	assert_int_equal(pmem2_config_set_sharing(config, sharing), 0);
 	assert_int_equal(pmem2_source_from_fd(&source, fd), 0);
 	assert_int_equal(pmem2_map_new(&map, config, source), 0);
 	pmem2_source_delete(&source);
 	pmem2_config_delete(&config);
 	assert_int_equal(pmem_agent_connect(served.socket, &agent), 0);
+}
+
+static void open_map(const char *path)
+{
+	open_map_as(path, PMEM2_SHARED);
 }
 
 static void close_map(void)
@@ -96,6 +102,36 @@ static void test_by_the_agent(void **state)
 		assert_null(pmem_agent_map_delete(m));
 	}
 	assert_null(pmem_agent_map_delete(NULL));
+	close_map();
+}
+
+/* Stores there reach no file, whatever is flushed. */
+static void test_private(void **state)
+{
+	struct pmem_agent_map *m;
+
+	open_map_as(served.session.emulated, PMEM2_PRIVATE);
+	assert_int_equal(pmem_agent_map_new(agent, fd, map, 0, &m), -EINVAL);
+	close_map();
+}
+
+/* There are places for 256, which are free again. */
+static void test_many(void **state)
+{
+	struct pmem_agent_map *maps[256], *m;
+	char *address;
+
+	open_map(served.session.emulated);
+	address = pmem2_map_get_address(map);
+	for (unsigned int round = 0; round < 2; round++) {
+		for (unsigned int i = 0; i < ARRAY_SIZE(maps); i++)
+			assert_int_equal(pmem_agent_map_new(agent, fd, map, 0, &maps[i]), 0);
+		assert_int_equal(pmem_agent_map_new(agent, fd, map, 0, &m), -ENOSPC);
+		for (unsigned int i = 0; i < ARRAY_SIZE(maps) - 1; i++)
+			pmem_agent_map_delete(maps[i]);
+		pmem_agent_persist_or_abort(address, 1);
+		pmem_agent_map_delete(maps[ARRAY_SIZE(maps) - 1]);
+	}
 	close_map();
 }
 
@@ -176,9 +212,8 @@ static void test_loss(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_by_the_agent),
-		cmocka_unit_test(test_ordinary),
-		cmocka_unit_test(test_loss),
+		cmocka_unit_test(test_by_the_agent), cmocka_unit_test(test_private), cmocka_unit_test(test_many),
+		cmocka_unit_test(test_ordinary),     cmocka_unit_test(test_loss),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
