@@ -123,6 +123,8 @@ int manager_new_instance(struct manager *m)
 		if (!mr->flush)
 			continue;
 		flush_void(mr->flush);
+		if (!mr->detail[0])
+			snprintf(mr->detail, sizeof(mr->detail), "a new instance has begun before it was told");
 		memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
 	}
 	manager_notify(m, MANAGER_INSTANCE, NULL);

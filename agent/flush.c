@@ -202,7 +202,7 @@ static struct waiter *find_waiter(struct waiter_list *list, const void *owner)
 	return NULL;
 }
 
-void flush_forget(struct flush *f, void *owner)
+void flush_forget(struct flush *f, void *owner, uint64_t now)
 {
 	struct waiter *w;
 
@@ -215,6 +215,8 @@ void flush_forget(struct flush *f, void *owner)
 	else
 		return;
 	TAILQ_INSERT_TAIL(&f->unused, w, entry);
+	if (w->answer == PMEM_AGENT_FAILED)
+		flush_lose(f, w->error, FLUSH_ORIGIN_ROUND, now);
 }
 
 static void expire_in(struct flush *f, struct waiter_list *list, uint64_t now)
@@ -349,6 +351,42 @@ static const struct flush_outcome_of *find_outcome(const struct flush_outcome_of
 	return NULL;
 }
 
+static bool is_joined(const struct flush *f, unsigned int member)
+{
+	const struct waiter *w;
+
+	TAILQ_FOREACH (w, &f->joined, entry)
+		if (w->member == member)
+			return true;
+	return false;
+}
+
+/*
+ * The kernel tells the failure of a target once, to the descriptor by which it was asked. If nobody waits for that
+ * answer any more, whoever asks again would be told durable. The errno; 0: there is none.
+ */
+static int find_unheard(const struct flush *f, const struct flush_outcome *outcome)
+{
+	const struct flush_plan *p = &f->plan;
+
+	for (unsigned int i = 0; i < p->n_calls; i++)
+		if (outcome->calls[i].answer == PMEM_AGENT_FAILED && !is_joined(f, p->calls[i].leader))
+			return outcome->calls[i].error;
+	for (unsigned int i = 0; i < p->n_descriptors; i++)
+		if (outcome->descriptors[i].answer == PMEM_AGENT_FAILED && !is_joined(f, p->descriptors[i]))
+			return outcome->descriptors[i].error;
+	return 0;
+}
+
+/* What the call came to; but what waited in the member's own descriptor is told now or never. */
+static const struct flush_outcome_of *outcome_of(const struct flush_outcome *outcome, const struct flush_member *m)
+{
+	const struct flush_outcome_of *call = &outcome->calls[m->call];
+	const struct flush_outcome_of *own = m->descriptor >= 0 ? &outcome->descriptors[m->descriptor] : NULL;
+
+	return own && (call->answer == PMEM_AGENT_DURABLE || own->answer == PMEM_AGENT_FAILED) ? own : call;
+}
+
 /* The requests of the round in flight are told, each of its own. */
 static void tell(struct flush *f, const struct flush_outcome *outcome, uint64_t now)
 {
@@ -360,11 +398,8 @@ static void tell(struct flush *f, const struct flush_outcome *outcome, uint64_t 
 		f->epoch_usec = f->in_flight.realtime;
 	}
 	while ((w = TAILQ_FIRST(&f->joined))) {
-		const struct flush_member *m = &f->plan.members[w->member];
-		const struct flush_outcome_of *of = &outcome->calls[m->call];
+		const struct flush_outcome_of *of = outcome_of(outcome, &f->plan.members[w->member]);
 
-		if (of->answer == PMEM_AGENT_DURABLE && m->descriptor >= 0)
-			of = &outcome->descriptors[m->descriptor];
 		n += of->answer == PMEM_AGENT_DURABLE && joinable(w);
 		answer_waiter(f, &f->joined, w, of->answer, of->error);
 	}
@@ -376,6 +411,7 @@ void flush_done(struct flush *f, uint64_t round, const struct flush_outcome *out
 		struct flush_time now)
 {
 	const struct flush_outcome_of *lost;
+	int unheard;
 
 	if (f->state == FLUSH_IDLE || f->adopted || round != f->started)
 		return;
@@ -386,8 +422,9 @@ void flush_done(struct flush *f, uint64_t round, const struct flush_outcome *out
 	 */
 	lost = find_outcome(outcome->calls, f->plan.n_calls, PMEM_AGENT_LOST)
 		   ?: find_outcome(outcome->descriptors, f->plan.n_descriptors, PMEM_AGENT_LOST);
-	if (lost)
-		flush_lose(f, lost->error, origin, now.realtime);
+	unheard = lost ? 0 : find_unheard(f, outcome);
+	if (lost || unheard != 0)
+		flush_lose(f, lost ? lost->error : unheard, origin, now.realtime);
 	else if (!f->overtaken)
 		tell(f, outcome, now.monotonic);
 	land(f);
@@ -481,7 +518,12 @@ void flush_recalled(struct flush *f)
 
 void flush_void(struct flush *f)
 {
+	struct waiter *w;
+
 	f->epoch_usec = 0;
+	TAILQ_FOREACH (w, &f->answered, entry)
+		if (w->answer == PMEM_AGENT_DURABLE)
+			w->answer = PMEM_AGENT_UNKNOWN;
 }
 
 bool flush_stall(struct flush *f)

@@ -180,8 +180,11 @@ DEFINE_CLEANUP(struct flush *, flush_free)
  */
 int flush_arrive(struct flush *f, const struct flush_target *target, const struct flush_caller *caller, void *owner);
 
-/* `owner` wants no answer any more (its client left). Its round goes on. */
-void flush_forget(struct flush *f, void *owner);
+/*
+ * `owner` wants no answer any more (its client left). Its round goes on. That it was to be told of a failure of its
+ * target is a loss then, as in flush_done(). `now`: CLOCK_REALTIME.
+ */
+void flush_forget(struct flush *f, void *owner, uint64_t now);
 
 /*
  * The next thing to do; false if there is none. After FLUSH_ACT_START the round is in flight. Who has waited until its
@@ -197,9 +200,9 @@ uint64_t flush_get_wakeup(const struct flush *f);
 
 /*
  * The round in flight has ended. PMEM_AGENT_LOST of any call or descriptor latches the region and answers every waiter,
- * those that came after the start included. Else each member gets its call's answer, and where that is
- * PMEM_AGENT_DURABLE its own descriptor's; one call confirmed confirms the round. A round that is not the one in flight
- * is ignored.
+ * those that came after the start included. So does PMEM_AGENT_FAILED if nobody waits for it any more: the kernel tells
+ * it once. Else each member gets its call's answer, and where that is PMEM_AGENT_DURABLE, or its own descriptor's
+ * PMEM_AGENT_FAILED, that one; one call confirmed confirms the round. A round that is not the one in flight is ignored.
  */
 void flush_done(struct flush *f, uint64_t round, const struct flush_outcome *outcome, enum flush_origin origin,
 		struct flush_time now);
@@ -237,7 +240,10 @@ void flush_withhold(struct flush *f);
 void flush_doubt(struct flush *f);
 void flush_recalled(struct flush *f);
 
-/* What was confirmed says nothing of the memory any more: the guest may have been restored. Epochs are numbered on. */
+/*
+ * What was confirmed says nothing of the memory any more: the guest may have been restored. Epochs are numbered on. Who
+ * was to be told durable and has not been yet is told unknown.
+ */
 void flush_void(struct flush *f);
 
 /* The round in flight takes longer than the stall time. False if there is none or this was known. */

@@ -203,7 +203,7 @@ static int submit(struct request *r, const struct flush_caller *caller, char det
 
 		if (answer != 0) {
 			while (i-- > 0)
-				flush_forget(r->parts[i].region->flush, &r->parts[i]);
+				flush_forget(r->parts[i].region->flush, &r->parts[i], 0);
 			return refuse(r, describe_refusal(mr, answer, detail));
 		}
 	}
@@ -434,9 +434,14 @@ bool manager_look_again(struct manager *m, const struct request_result *result)
 
 static void withdraw(struct request *r)
 {
-	for (unsigned int i = 0; i < r->n_parts; i++)
-		if (!r->parts[i].answered)
-			flush_forget(r->parts[i].region->flush, &r->parts[i]);
+	uint64_t now = now_usec(CLOCK_REALTIME);
+
+	for (unsigned int i = 0; i < r->n_parts; i++) {
+		if (r->parts[i].answered)
+			continue;
+		flush_forget(r->parts[i].region->flush, &r->parts[i], now);
+		round_publish_loss(r->parts[i].region);
+	}
 }
 
 void request_cancel(struct request *r)

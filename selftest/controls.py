@@ -29,7 +29,7 @@ CONTROLS = {
          "\t\tTAILQ_INSERT_TAIL(&f->joined, w, entry);\n\telse\n"
          "\t\tTAILQ_INSERT_TAIL(&f->waiting, w, entry);\n\tw->client")],
     "retry-after-error": [
-        ("flush.c", "flush_lose(f, lost->error, origin, now.realtime);", "TAILQ_CONCAT(&f->waiting, &f->joined, entry);"),
+        ("flush.c", "flush_lose(f, lost ? lost->error : unheard, origin, now.realtime);", "TAILQ_CONCAT(&f->waiting, &f->joined, entry);"),
         BLIND],
     "stolen-unnoticed": [BLIND],
     # It has no eye for the worker of the agent before it, nor for what that writes; so its socket's clients, who read the

@@ -34,6 +34,7 @@ struct ticket {
 struct job {
 	unsigned int n_calls, n_descriptors;
 	int served_by[FLUSH_ROUND_MAX_CALLS + 1];
+	const struct ticket *leaders[FLUSH_ROUND_MAX_CALLS + 1], *owners[FLUSH_ROUND_MAX_DESCRIPTORS];
 	bool fetch[FLUSH_ROUND_MAX_DESCRIPTORS];
 };
 
@@ -191,6 +192,25 @@ static void owe_deadlines(struct sim *s)
 	}
 }
 
+static bool takes_part(const struct sim *s, const struct ticket *t)
+{
+	return t->open && !t->due && t->round == s->round;
+}
+
+/* The errno of a target that failed for whom nobody can tell any more. */
+static int find_unheard(const struct sim *s, const struct flush_outcome *o)
+{
+	const struct job *job = &s->worker.job;
+
+	for (unsigned int i = 0; i < job->n_calls; i++)
+		if (o->calls[i].answer == PMEM_AGENT_FAILED && !takes_part(s, job->leaders[i]))
+			return o->calls[i].error;
+	for (unsigned int i = 0; i < job->n_descriptors; i++)
+		if (o->descriptors[i].answer == PMEM_AGENT_FAILED && !takes_part(s, job->owners[i]))
+			return o->descriptors[i].error;
+	return 0;
+}
+
 /* A round has ended: each of its requests gets what its own call and its own descriptor got. */
 static void owe_outcome(struct sim *s, const struct flush_outcome *o)
 {
@@ -206,9 +226,10 @@ static void owe_outcome(struct sim *s, const struct flush_outcome *o)
 		s->epoch_usec = s->worker.began_realtime;
 	}
 	for (struct ticket *t = s->tickets; t < s->tickets + s->n_tickets; t++) {
-		if (!t->open || t->due || t->round != s->round)
+		if (!takes_part(s, t))
 			continue;
-		if (o->calls[t->call].answer != PMEM_AGENT_DURABLE)
+		if (o->calls[t->call].answer != PMEM_AGENT_DURABLE &&
+		    !(t->target.descriptor && o->descriptors[t->descriptor].answer == PMEM_AGENT_FAILED))
 			owe(t, o->calls[t->call].answer, o->calls[t->call].error);
 		else if (t->target.descriptor)
 			owe(t, o->descriptors[t->descriptor].answer, o->descriptors[t->descriptor].error);
@@ -486,12 +507,16 @@ static void take_plan(struct sim *s, const struct flush_plan *p)
 
 	job->n_calls = p->n_calls;
 	job->n_descriptors = p->n_descriptors;
-	for (unsigned int i = 0; i < p->n_calls; i++)
+	for (unsigned int i = 0; i < p->n_calls; i++) {
 		job->served_by[i] = p->calls[i].served_by;
+		job->leaders[i] = leader_of(p, &p->calls[i]);
+	}
 	for (unsigned int i = 0; i < p->n_members; i++) {
 		((struct ticket *)p->members[i].owner)->round = s->round;
-		if (p->members[i].descriptor >= 0)
-			job->fetch[p->members[i].descriptor] = p->members[i].fetch;
+		if (p->members[i].descriptor < 0)
+			continue;
+		job->fetch[p->members[i].descriptor] = p->members[i].fetch;
+		job->owners[p->members[i].descriptor] = ticket_of(p, i);
 	}
 }
 

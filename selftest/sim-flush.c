@@ -122,7 +122,11 @@ static void forget(struct sim *s)
 		return;
 	t = &s->tickets[below(s, s->n_tickets)];
 	say(s, "request %u is forgotten%s\n", (unsigned int)(t - s->tickets), t->open ? "" : ", which it was already");
-	flush_forget(s->f, t);
+	flush_forget(s->f, t, now(s).realtime);
+	if (t->open && t->due && t->answer == PMEM_AGENT_FAILED) {
+		t->open = false;
+		owe_loss(s, t->error, FLUSH_ORIGIN_ROUND);
+	}
 	t->open = false;
 }
 
@@ -239,6 +243,7 @@ static void end(struct sim *s, enum event how)
 {
 	enum flush_origin origin = how == END_DIED ? FLUSH_ORIGIN_WORKER : FLUSH_ORIGIN_ROUND;
 	struct flush_outcome outcome;
+	int unheard;
 
 	if (s->adopted) {
 		end_adopted(s, how);
@@ -250,8 +255,11 @@ static void end(struct sim *s, enum event how)
 	make_calls(s, how, &outcome);
 	if (how == END_DIED)
 		s->page.done = s->page.started;
+	unheard = find_unheard(s, &outcome);
 	if (how == END_DIED || how == END_LOST)
 		owe_loss(s, EIO, origin);
+	else if (unheard != 0)
+		owe_loss(s, unheard, origin);
 	else if (!s->overtaken)
 		owe_outcome(s, &outcome);
 	s->overtaken = false;

@@ -76,6 +76,90 @@ static void test_target_failure_is_no_loss(void **state)
 	assert_start(f, 20, 2, &b);
 }
 
+static uint64_t get_loss(struct flush *f)
+{
+	struct flush_status status;
+
+	flush_get_status(f, &status);
+	return status.loss.number;
+}
+
+/* The kernel tells it once: who asks again by that descriptor would be told durable. */
+static void test_target_failure_that_nobody_waits_for(void **state)
+{
+	static const struct flush_caller hasty = { .uid = UID, .deadline_usec = 20 };
+	struct flush *f = *state;
+	struct flush_action action;
+
+	assert_int_equal(flush_arrive(f, &file, &hasty, &a), 0);
+	assert_start(f, 10, 1, &a);
+	arrive(f, &file, &b);
+	assert_true(flush_next(f, at(30), &action));
+	assert_ptr_equal(action.owner, &a);
+	assert_int_equal(action.answer, PMEM_AGENT_TIMEOUT);
+	done(f, 1, PMEM_AGENT_FAILED, ENOSPC);
+	assert_int_equal(get_loss(f), 1);
+	assert_answer(f, &b, PMEM_AGENT_LOST, ENOSPC, 0);
+}
+
+/* Another member of the call waits: the error was in the leader's descriptor. */
+static void test_target_failure_of_who_has_left(void **state)
+{
+	struct flush *f = *state;
+
+	arrive(f, &file, &a);
+	arrive(f, &file, &b);
+	assert_start(f, 10, 1, &a);
+	flush_forget(f, &a, 11);
+	done(f, 1, PMEM_AGENT_FAILED, ENOSPC);
+	assert_int_equal(get_loss(f), 1);
+	assert_answer(f, &b, PMEM_AGENT_LOST, ENOSPC, 0);
+}
+
+static void test_target_failure_that_is_not_told(void **state)
+{
+	struct flush *f = *state;
+
+	arrive(f, &file, &a);
+	assert_start(f, 10, 1, &a);
+	done(f, 1, PMEM_AGENT_FAILED, ENOSPC);
+	assert_int_equal(get_loss(f), 0);
+	flush_forget(f, &a, 51);
+	assert_int_equal(get_loss(f), 1);
+	assert_nothing(f);
+}
+
+/* Its call says nothing, but what waited in its own descriptor has been fetched. */
+static void test_target_failure_beside_doubt(void **state)
+{
+	struct flush *f = *state;
+	struct flush_outcome outcome;
+
+	arrive(f, &file, &a);
+	arrive(f, &file, &b);
+	assert_start(f, 10, 1, &a);
+	flush_outcome_set(&outcome, PMEM_AGENT_DURABLE, 0);
+	outcome.calls[0] = (struct flush_outcome_of){ PMEM_AGENT_UNKNOWN, 0 };
+	outcome.descriptors[1] = (struct flush_outcome_of){ PMEM_AGENT_FAILED, ENOSPC };
+	flush_done(f, 1, &outcome, FLUSH_ORIGIN_ROUND, at(50));
+	assert_answer(f, &a, PMEM_AGENT_UNKNOWN, 0, 0);
+	assert_answer(f, &b, PMEM_AGENT_FAILED, ENOSPC, 0);
+	assert_int_equal(get_loss(f), 0);
+}
+
+/* Confirmed, and void before anyone was told. */
+static void test_void_before_the_answer(void **state)
+{
+	struct flush *f = *state;
+
+	arrive(f, &region, &a);
+	assert_start(f, 10, 1, &a);
+	done(f, 1, PMEM_AGENT_DURABLE, 0);
+	flush_void(f);
+	assert_answer(f, &a, PMEM_AGENT_UNKNOWN, 0, 0);
+	assert_nothing(f);
+}
+
 /* Durable, but lost again before anyone was told. */
 static void test_loss_before_the_answer(void **state)
 {
@@ -290,6 +374,11 @@ int main(void)
 		TEST(test_error_is_everyones),
 		TEST(test_loss_in_mid_round),
 		TEST(test_target_failure_is_no_loss),
+		TEST(test_target_failure_that_nobody_waits_for),
+		TEST(test_target_failure_of_who_has_left),
+		TEST(test_target_failure_that_is_not_told),
+		TEST(test_target_failure_beside_doubt),
+		TEST(test_void_before_the_answer),
 		TEST(test_loss_before_the_answer),
 		TEST(test_gone),
 		TEST(test_adopted),

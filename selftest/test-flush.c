@@ -172,7 +172,7 @@ static void test_forgotten_in_mid_round(void **state)
 	arrive(f, &other, &b);
 	arrive(f, &file, &c);
 	assert_start(f, 10, 1, &a);
-	flush_forget(f, &a);
+	flush_forget(f, &a, 0);
 	arrive(f, &file, &d);
 	flush_outcome_set(&outcome, PMEM_AGENT_DURABLE, 0);
 	outcome.calls[1] = (struct flush_outcome_of){ PMEM_AGENT_UNFLUSHED, 0 };
@@ -191,7 +191,7 @@ static void test_queue_is_bounded(void **state)
 	assert_int_equal(arrive(f, &region, &c), 0);
 	assert_int_equal(arrive(f, &region, &d), 0);
 	assert_int_equal(arrive(f, &region, &e), PMEM_AGENT_BUSY);
-	flush_forget(f, &c);
+	flush_forget(f, &c, 0);
 	assert_int_equal(arrive(f, &region, &e), 0);
 }
 
@@ -202,12 +202,12 @@ static void test_forgotten_request_is_not_answered(void **state)
 
 	arrive(f, &region, &a);
 	assert_start(f, 10, 1, &a);
-	flush_forget(f, &a);
+	flush_forget(f, &a, 0);
 	arrive(f, &region, &b);
 	done(f, 1, PMEM_AGENT_DURABLE, 0);
 	assert_start(f, 20, 2, &b);
 	done(f, 2, PMEM_AGENT_DURABLE, 0);
-	flush_forget(f, &b);
+	flush_forget(f, &b, 0);
 	assert_nothing(f);
 	flush_get_status(f, &status);
 	assert_int_equal(status.waiting, 0);
@@ -267,7 +267,7 @@ static void test_quota(void **state)
 	assert_int_equal(flush_arrive(f, &file, &one, &c), PMEM_AGENT_BUSY);
 	assert_int_equal(flush_arrive(f, &file, &two, &c), 0);
 	assert_int_equal(flush_arrive(f, &file, &two, &d), 0);
-	flush_forget(f, &b);
+	flush_forget(f, &b, 0);
 	assert_int_equal(flush_arrive(f, &file, &two, &b), PMEM_AGENT_BUSY);
 	assert_int_equal(flush_arrive(f, &file, &one, &b), 0);
 	assert_answer_at(f, 40, &c, PMEM_AGENT_TIMEOUT, ETIMEDOUT, 0);

@@ -334,6 +334,20 @@ static void test_void(void **state)
 }
 
 /* It is made once more: what it finds then is what counts. */
+/* The host has confirmed, and begins a new instance before anyone is told. */
+static void test_void_before_it_is_told(void **state)
+{
+	struct answer_of a;
+
+	start_confirming();
+	serve_and_ask(&a);
+	assert_true(manager_host_flushed(emu0(), host.number, 0, ""));
+	assert_false(a.told);
+	assert_int_equal(manager_new_instance(manager), 0);
+	assert_answer(&a, PMEM_AGENT_UNKNOWN);
+	assert_true(a.result.detail[0]);
+}
+
 static void test_made_again(void **state)
 {
 	struct answer_of a;
@@ -469,6 +483,7 @@ int main(void)
 		TEST(test_by_host_left),
 		TEST(test_agent_ends_meanwhile),
 		TEST(test_void),
+		TEST(test_void_before_it_is_told),
 		TEST(test_made_again),
 		TEST(test_not_made_again),
 		TEST(test_cannot_be_made_again),
