@@ -137,6 +137,7 @@ void round_finish(struct manager_region *mr, enum flush_origin origin)
 	struct manager *m = mr->manager;
 	struct flush_status before, after;
 	int widest = find_widest(mr);
+	bool lost;
 
 	sd_event_source_set_enabled(mr->stall_source, SD_EVENT_OFF);
 	status_of(mr, &before);
@@ -144,9 +145,11 @@ void round_finish(struct manager_region *mr, enum flush_origin origin)
 	/* Confirmed, unless somebody took an error meanwhile. */
 	if (widest >= 0)
 		watch_read(m, NULL);
+	/* The others first: if we end in between, who adopts the page of this one loses them all. */
+	lost = spread_loss(mr);
 	flush_done(mr->flush, mr->result.round, &mr->result.outcome, origin, now());
 	round_publish_loss(mr);
-	if (spread_loss(mr))
+	if (lost)
 		watch_read(m, mr);
 	watch_resume(m);
 
@@ -188,6 +191,7 @@ static void end_worker(struct manager_region *mr)
 	const struct pmem_agent_page *page = mr->page;
 	enum flush_origin origin = FLUSH_ORIGIN_ROUND;
 	enum pmem_agent_answer answer = PMEM_AGENT_DURABLE;
+	bool confirmed;
 	struct flush_status status;
 	int error = 0;
 
@@ -196,14 +200,16 @@ static void end_worker(struct manager_region *mr)
 	if (!flush_status_in_flight(&status) || round_host_is_asked(mr))
 		return;
 
-	if (page->worker.done != status.started) {
+	confirmed = page->worker.done == status.started && page->worker.durable == status.started;
+	if (page->worker.done == status.started && page->worker.failed == status.started) {
+		answer = PMEM_AGENT_LOST;
+		error = page->worker.error;
+	} else if (!confirmed) {
+		/* It may have been a failure that the kernel tells once. */
 		answer = PMEM_AGENT_LOST;
 		error = EIO;
 		origin = FLUSH_ORIGIN_WORKER;
-	} else if (page->worker.failed == status.started) {
-		answer = PMEM_AGENT_LOST;
-		error = page->worker.error;
-	} else if (page->worker.durable != status.started || round_host_is_remaking(mr)) {
+	} else if (round_host_is_remaking(mr)) {
 		/* What the page says may be of the flush that was to be made again. */
 		answer = PMEM_AGENT_UNKNOWN;
 		snprintf(mr->detail, sizeof(mr->detail), "the worker of %s died before it told why", mr->region->name);
@@ -328,6 +334,7 @@ static int on_run(sd_event_source *source, void *userdata)
 		switch (action.type) {
 		case FLUSH_ACT_START:
 			stats_round_began(&mr->stats, now().monotonic);
+			page_store(mr->page->agent.answered, action.round - 1);
 			begin_round(mr, action.round);
 			/* It may have come to nothing. */
 			status_of(mr, &status);
@@ -343,6 +350,8 @@ static int on_run(sd_event_source *source, void *userdata)
 	set_wakeup(mr);
 
 	status_of(mr, &status);
+	if (!flush_status_in_flight(&status))
+		page_store(mr->page->agent.answered, status.started);
 	if (!mr->removed || (flush_status_in_flight(&status) && mr->worker && !mr->host.waits))
 		return 0;
 	/* Its successor waits for the worker, whatever requests still refer to the region. */
@@ -370,20 +379,39 @@ static int on_wakeup(sd_event_source *source, uint64_t usec, void *userdata)
 
 /* ---- a region joins and leaves ---- */
 
+/* Of a round that may have been one of other regions too, and of which is not known any more. They first. */
+static void lose_adopted(struct manager_region *mr, int error, enum flush_origin origin)
+{
+	struct manager_region *peer;
+
+	if (mr->page->worker.peers) {
+		worker_doubt_pages(mr->manager->runtime_dir, mr->page);
+		TAILQ_FOREACH (peer, &mr->manager->regions, entry) {
+			if (peer == mr || !peer->flush)
+				continue;
+			round_lose(peer, error, FLUSH_ORIGIN_PEER);
+			page_store(peer->page->agent.reading, 0);
+		}
+	}
+	round_lose(mr, error, origin);
+}
+
 /*
  * What the agent before us left, once its worker is known to have ended. A round that it began and nobody ended has an
- * outcome that nobody will ever know.
+ * outcome that nobody will ever know; so has one that ended without being durable, and of which it had not told all.
  */
 static void settle_page(struct manager_region *mr)
 {
 	const struct pmem_agent_page *page = mr->page;
 	bool counted = page->agent.loss_origin == FLUSH_ORIGIN_WORKER && !page->agent.loss_earlier &&
 		       page->agent.loss_round >= page->worker.started;
+	uint64_t done = page->worker.done;
+	bool told = page->worker.durable >= done || page->worker.failed >= done || page->agent.answered >= done;
 
 	if (page->worker.failed > page->agent.failed_seen)
-		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
-	else if (page->worker.started > page->worker.done && !counted)
-		round_lose(mr, EIO, FLUSH_ORIGIN_WORKER);
+		lose_adopted(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
+	else if ((page->worker.started > done || !told) && !counted)
+		lose_adopted(mr, EIO, FLUSH_ORIGIN_WORKER);
 }
 
 static int on_adopted(sd_event_source *source, int fd, uint32_t events, void *userdata)
@@ -423,7 +451,7 @@ static int adopt(struct manager_region *mr)
 
 	/* A failure that the worker has written of is one, whatever it hangs in now. */
 	if (page->worker.failed > page->agent.failed_seen)
-		round_lose(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
+		lose_adopted(mr, page->worker.error, FLUSH_ORIGIN_ROUND);
 
 	fd = worker_find(page);
 	if (fd == -ESRCH) {
@@ -461,17 +489,17 @@ static int prepare(struct manager_region *mr)
 	r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &mr->page);
 	if (r < 0)
 		return r;
-	/* A loss may have been noticed in a round that no worker has got to. */
+	/* A loss may have been noticed in a round that no worker has got to, or descriptors handed over for it. */
 	started = mr->page->worker.started;
 	if (!mr->page->agent.loss_earlier && started < mr->page->agent.loss_round)
 		started = mr->page->agent.loss_round;
+	if (started < mr->page->agent.handed)
+		started = mr->page->agent.handed;
 	mr->flush =
 	    flush_new(m->conf->queue_depth, 1 + (m->conf->queue_depth - 1) / UID_SHARE, started, mr->page->agent.epoch);
 	if (!mr->flush)
 		return -ENOMEM;
 	memcpy(mr->page->agent.instance, m->instance.bytes, sizeof(mr->page->agent.instance));
-	/* An agent before us may have handed over what no worker has begun: the same number is ours again. */
-	page_store(mr->page->agent.handed, 0);
 
 	r = sd_event_add_defer(m->event, &mr->run_source, on_run, mr);
 	if (r < 0)

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
@@ -115,6 +116,26 @@ struct pmem_agent_page *worker_close_page(struct pmem_agent_page *page)
 	if (page)
 		munmap(page, PMEM_AGENT_PAGE_SIZE);
 	return NULL;
+}
+
+void worker_doubt_pages(const char *runtime_dir, const struct pmem_agent_page *but)
+{
+	glob_t found = { .gl_pathc = 0 };
+	char pattern[PATH_MAX];
+
+	snprintf(pattern, sizeof(pattern), "%s/*.page", runtime_dir);
+	if (glob(pattern, GLOB_NOSORT, NULL, &found) != 0)
+		return;
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
+		_cleanup_close_ int fd = open(found.gl_pathv[i], O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+		struct stat st;
+
+		if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == PMEM_AGENT_PAGE_SIZE &&
+		    map_page(fd, &page) == 0 && strncmp(page->identity, but->identity, sizeof(page->identity)) != 0)
+			page_store(page->agent.reading, 1);
+	}
+	globfree(&found);
 }
 
 /* ---- finding the worker of an agent before us ---- */

@@ -210,6 +210,16 @@ static int fetch_error(int fd)
 	return errno;
 }
 
+/* Such an error was met in writing back, whatever its name; but EBADF says that nothing can have been (O_PATH). */
+static struct flush_outcome_of outcome_of_fetched(int error)
+{
+	struct flush_outcome_of of = outcome_of(error);
+
+	if (of.answer == PMEM_AGENT_REFUSED && error != EBADF)
+		of.answer = PMEM_AGENT_LOST;
+	return of;
+}
+
 /* Also after a call that failed: who asks again is not to get the same error a second time. */
 static bool fetch_errors(struct work *w, unsigned int call)
 {
@@ -220,9 +230,9 @@ static bool fetch_errors(struct work *w, unsigned int call)
 
 		if (d->call != call)
 			continue;
-		w->result.outcome.descriptors[i] = outcome_of(w->written[i] ? w->written[i]
-							      : d->fetch    ? fetch_error(w->fds[i])
-									    : 0);
+		w->result.outcome.descriptors[i] = outcome_of_fetched(w->written[i] ? w->written[i]
+								      : d->fetch    ? fetch_error(w->fds[i])
+										    : 0);
 		lost |= w->result.outcome.descriptors[i].answer == PMEM_AGENT_LOST;
 	}
 	return lost;
@@ -326,6 +336,15 @@ static void wait_until_handed(int sock, const struct pmem_agent_page *page, uint
 		;
 }
 
+/* Whether a failure of the round may be that of another region. */
+static bool has_peers(const struct worker_round *round)
+{
+	for (unsigned int i = 0; i < round->n_calls; i++)
+		if (round->calls[i].scope != FLUSH_REGION && round->targets[round->calls[i].target].n_leaves != 1)
+			return true;
+	return false;
+}
+
 /*
  * The page is written before the first system call and again before anybody is told, so that whoever outlives this
  * process or its agent knows at least as much as they told.
@@ -349,6 +368,7 @@ static void work(int sock, void *userdata)
 			page_store(page->worker.durable, w.round->round - 1);
 		}
 		page_store(page->worker.started_usec, now_usec(CLOCK_REALTIME));
+		page_store(page->worker.peers, has_peers(w.round));
 		page_store(page->worker.started, w.round->round);
 
 		make_round(&w);

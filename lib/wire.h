@@ -187,7 +187,7 @@ struct pmem_agent_page {
 		uint64_t durable;      /* newest round that made all of its requests durable */
 		uint64_t failed;       /* newest round whose failure is a loss */
 		int32_t error;         /* errno of that round */
-		uint32_t reserved2;
+		uint32_t peers;        /* 1: the newest round is one of other regions too; stored before `started` */
 	} worker;
 
 	/* written by the agent */
@@ -208,9 +208,10 @@ struct pmem_agent_page {
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
 		uint32_t refused;      /* not 0: the host has said that no flush keeps anything, and how */
 		uint64_t handed;       /* newest round whose descriptors only the worker has now */
+		uint64_t answered;     /* newest round of which nobody waits for an answer any more */
 	} agent;
 
-	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 456];
+	uint8_t padding[PMEM_AGENT_PAGE_SIZE - 464];
 };
 
 PMEM_AGENT_AT(pmem_agent_page, identity, 32);
@@ -220,6 +221,7 @@ PMEM_AGENT_AT(pmem_agent_page, agent, 352);
 PMEM_AGENT_AT(pmem_agent_page, agent.loss, 368);
 PMEM_AGENT_AT(pmem_agent_page, agent.recalled, 428);
 PMEM_AGENT_AT(pmem_agent_page, agent.handed, 448);
+PMEM_AGENT_AT(pmem_agent_page, agent.answered, 456);
 _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the region page is 4096 bytes");
 #undef PMEM_AGENT_AT
 

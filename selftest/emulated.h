@@ -96,16 +96,17 @@ static inline int set_up_group(void **state)
 	return write_conf() < 0 || sd_event_new(&event) < 0 || closer_start(event) < 0 ? -1 : 0;
 }
 
-static inline void remove_pages(void)
+/* Pages and records. */
+static inline void remove_kept(void)
 {
 	char pattern[64];
-	glob_t pages;
+	glob_t kept;
 
-	snprintf(pattern, sizeof(pattern), "%s/*.page", directory);
-	if (glob(pattern, 0, NULL, &pages) == 0) {
-		for (size_t i = 0; i < pages.gl_pathc; i++)
-			unlink(pages.gl_pathv[i]);
-		globfree(&pages);
+	snprintf(pattern, sizeof(pattern), "%s/*.{page,loss}", directory);
+	if (glob(pattern, GLOB_BRACE, NULL, &kept) == 0) {
+		for (size_t i = 0; i < kept.gl_pathc; i++)
+			unlink(kept.gl_pathv[i]);
+		globfree(&kept);
 	}
 }
 
@@ -113,7 +114,7 @@ static inline int tear_down_group(void **state)
 {
 	closer_stop();
 	sd_event_unref(event);
-	remove_pages(); /* of regions that this machine has */
+	remove_kept(); /* of regions that this machine has */
 	return unlink(conf_path) < 0 || rmdir(directory) < 0 ? -1 : 0;
 }
 

@@ -169,6 +169,33 @@ static void test_failure_nobody_was_told(void **state)
 	assert_true(pmem_agent_page_lost(page));
 }
 
+/* It ended without being durable, which may have been a failure that the kernel tells once. */
+static void test_outcome_nobody_was_told(void **state)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct answer_of a;
+
+	page->worker.started = page->worker.done = page->agent.handed = 3;
+	page->worker.durable = page->agent.epoch = 2;
+	page->agent.answered = 3;
+	start_agent();
+	ask(&a);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	end_agent();
+	assert_true(page->worker.done == 4 && page->agent.answered == 4);
+
+	p.fd = worker_find(page);
+	assert_true(p.fd < 0 || poll(&p, 1, -1) == 1);
+	safe_close(p.fd);
+	page->worker.durable = page->agent.answered = 3;
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	end_agent();
+	start_agent();
+	assert_refused(PMEM_AGENT_LOST);
+	assert_true(page->agent.loss == 1);
+}
+
 /* ---- a region that goes and comes ---- */
 
 /* Another region of the same identity in its place, as a scan finds one after unbind and bind. */
@@ -212,6 +239,29 @@ static void test_removed(void **state)
 	assert_true(TAILQ_EMPTY(&manager->removed));
 }
 
+/* The worker waits until it alone has the descriptor, which the agent had told it before. */
+static void test_removed_with_a_descriptor(void **state)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct answer_of a = {}, b;
+	struct request *r;
+	pid_t pid;
+
+	start_agent();
+	pid = stop_worker();
+	assert_int_equal(manager_flush_fd(manager, open(emulated, O_RDWR | O_CLOEXEC), NULL, MOUNT_SCOPE_AUTO, &me,
+					  on_done, &a, &r, detail),
+			 0);
+	while (status().state != FLUSH_IN_FLIGHT)
+		turn();
+	replace();
+	ask(&b);
+	kill(pid, SIGCONT);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	assert_answer(&b, PMEM_AGENT_DURABLE);
+	assert_true(b.result.epochs[0].epoch > a.result.epochs[0].epoch);
+}
+
 static void test_removed_then_lost(void **state)
 {
 	struct answer_of a, b;
@@ -251,11 +301,18 @@ static void test_removed_idle_but_pinned(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_epoch_and_rounds_go_on),  TEST(test_dead_in_flight),
-		TEST(test_alive_in_flight),         TEST(test_alive_after_failure),
-		TEST(test_alive_then_confirmed),    TEST(test_late_failure),
-		TEST(test_failure_nobody_was_told), TEST(test_removed),
-		TEST(test_removed_then_lost),       TEST(test_removed_idle_but_pinned),
+		TEST(test_epoch_and_rounds_go_on),
+		TEST(test_dead_in_flight),
+		TEST(test_alive_in_flight),
+		TEST(test_alive_after_failure),
+		TEST(test_alive_then_confirmed),
+		TEST(test_late_failure),
+		TEST(test_failure_nobody_was_told),
+		TEST(test_outcome_nobody_was_told),
+		TEST(test_removed),
+		TEST(test_removed_with_a_descriptor),
+		TEST(test_removed_then_lost),
+		TEST(test_removed_idle_but_pinned),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -6,8 +6,6 @@
 
 #include "selftest/emulated.h"
 
-static char other_page_path[128];
-
 /* ---- one agent ---- */
 
 static void test_durable(void **state)
@@ -276,8 +274,10 @@ static int set_up_both(void **state)
 
 static int tear_down_both(void **state)
 {
-	unlink(other_page_path);
-	return tear_down(state) < 0 ? -1 : write_conf();
+	int r = tear_down(state);
+
+	remove_kept();
+	return r < 0 ? -1 : write_conf();
 }
 
 /* Both have made a round; emu1 makes the next when its worker is let go on. */
@@ -287,7 +287,6 @@ static pid_t start_both(void)
 	pid_t worker;
 
 	start_agent();
-	manager_region_get_page_path(emu1(), other_page_path, sizeof(other_page_path));
 	wait_for_state();
 	ask_both(&a);
 	assert_answer(&a, PMEM_AGENT_DURABLE);
@@ -354,6 +353,34 @@ static void test_refused_while_the_other_is_awaited(void **state)
 	assert_answer(&a, PMEM_AGENT_DURABLE);
 }
 
+/* Of one call over both, whose agent has gone: the next one can't know of which region it was. */
+static void test_adopted_failure_of_both(void **state)
+{
+	struct pmem_agent_page *other;
+	struct flush_status lost;
+
+	for (unsigned int peers = 0; peers < 2; peers++) {
+		assert_int_equal(kill(start_both(), SIGCONT), 0);
+		assert_int_equal(worker_open_page(manager->runtime_dir, manager_region_get(emu1())->identity,
+						  manager->boot_id, &other),
+				 0);
+		end_agent();
+		other->worker.error = EIO;
+		other->worker.peers = peers;
+		other->worker.failed = other->worker.started = other->worker.done = other->worker.done + 1;
+		start_agent();
+		manager_region_get_status(emu1(), &lost);
+		assert_int_equal(lost.loss.number, 1 + peers);
+		assert_int_equal(status().loss.number, peers);
+		assert_int_equal(pmem_agent_page_lost(page), peers ? PMEM_AGENT_LOST : 0);
+		if (!peers)
+			assert_int_equal(manager_acknowledge(manager, emu1(), 1, (char[MOUNT_DETAIL_MAX]){ "" }), 0);
+		other = worker_close_page(other);
+		end_agent();
+	}
+	start_agent();
+}
+
 /* ---- the end ---- */
 
 static void on_stopped(bool clean, void *userdata)
@@ -415,6 +442,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_acknowledged_while_the_other_is_awaited, set_up_both,
 						tear_down_both),
 		cmocka_unit_test_setup_teardown(test_refused_while_the_other_is_awaited, set_up_both, tear_down_both),
+		cmocka_unit_test_setup_teardown(test_adopted_failure_of_both, set_up_both, tear_down_both),
 		TEST(test_stop),
 		TEST(test_stop_while_the_host_hangs),
 		TEST(test_stop_when_lost),

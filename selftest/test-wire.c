@@ -101,7 +101,8 @@ static struct pmem_agent_page page = {
 		    .done = 2,
 		    .durable = 1,
 		    .failed = 2,
-		    .error = 5 },
+		    .error = 5,
+		    .peers = 1 },
 	.agent = { .instance = "instance 16 byte",
 		   .loss = 9,
 		   .acknowledged = 8,
@@ -115,7 +116,8 @@ static struct pmem_agent_page page = {
 		   .recalled = 1,
 		   .loss_epoch = 10,
 		   .loss_earlier = 1,
-		   .handed = 0x4142434445464748 },
+		   .handed = 0x4142434445464748,
+		   .answered = 0x5152535455565758 },
 };
 
 static void test_page(void **state)
@@ -124,11 +126,11 @@ static void test_page(void **state)
 	assert_bytes(page.identity, sizeof(page.identity), "c7", "66696c653a2f78");
 	assert_bytes(&page.worker, sizeof(page.worker), "4 4 8 8 8 8 8 8 4 4",
 		     "04030201 00000000 1817161514131211 2827262524232221 0300000000000000 0200000000000000"
-		     "0100000000000000 0200000000000000 05000000 00000000");
-	assert_bytes(&page.agent, sizeof(page.agent), "c16 8 8 8 8 8 8 4 4 4 4 8 4 4 8",
+		     "0100000000000000 0200000000000000 05000000 01000000");
+	assert_bytes(&page.agent, sizeof(page.agent), "c16 8 8 8 8 8 8 4 4 4 4 8 4 4 8 8",
 		     "696e7374616e63652031362062797465 0900000000000000 0800000000000000 3837363534333231"
 		     "0400000000000000 0200000000000000 0100000000000000 1c000000 06000000 01000000 01000000"
-		     "0a00000000000000 01000000 00000000 4847464544434241");
+		     "0a00000000000000 01000000 00000000 4847464544434241 5857565554535251");
 }
 
 /* Whoever looks at it from a machine of the other order is told nothing. */
