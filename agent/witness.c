@@ -44,7 +44,7 @@ int witness_open(const char *instance, struct witness **ret)
 	static const struct {
 		const char *name, *expected;
 	} attributes[] = {
-		{ "events/block/" WITNESS_EVENT "/filter", "error != 0" },
+		{ "events/block/" WITNESS_EVENT "/filter", WITNESS_FILTER },
 		{ "events/block/" WITNESS_EVENT "/enable", "1" },
 		{ "tracing_on", "1" },
 	};

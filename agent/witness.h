@@ -2,7 +2,7 @@
 /*
  * witness: failed block I/O that somebody else took the error of, from a private trace instance
  *
- * The instance (event block_bio_complete, filter "error != 0") is set up by root before the service starts, see
+ * The instance (event block_bio_complete, filter WITNESS_FILTER) is set up by root before the service starts, see
  * units/pmem-agent-witness, and outlives it: what failed while no agent ran is read by the next one.
  */
 #pragma once
@@ -13,6 +13,12 @@
 #include "util.h"
 
 #define WITNESS_INSTANCE "/sys/kernel/tracing/instances/pmem-agent"
+
+/*
+ * As units/pmem-agent-witness has it. I/O that is not to wait (-EAGAIN), or is to be polled where that can't be
+ * (-EOPNOTSUPP), fails as often as any user likes who can read a file. No write-back and no flush is of these kinds.
+ */
+#define WITNESS_FILTER "error != 0 && error != -11 && error != -95"
 
 struct witness;
 

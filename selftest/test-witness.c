@@ -46,7 +46,7 @@ static int set_up(void **state)
 		snprintf(path, sizeof(path), "%s/%s", f->dir, dirs[i]);
 		assert_int_equal(mkdir(path, 0700), 0);
 	}
-	put(f->dir, "events/" EVENT "/filter", "error != 0\n");
+	put(f->dir, "events/" EVENT "/filter", WITNESS_FILTER "\n");
 	put(f->dir, "events/" EVENT "/enable", "1\n");
 	put(f->dir, "tracing_on", "1\n");
 	snprintf(path, sizeof(path), "%s/trace_pipe", f->dir);
@@ -116,7 +116,9 @@ static void test_open_refuses_what_records_nothing(void **state)
 	} rows[] = {
 		{ "tracing_on", "0\n", "1\n" },
 		{ "events/" EVENT "/enable", "0\n", "1\n" },
-		{ "events/" EVENT "/filter", "none\n", "error != 0\n" },
+		{ "events/" EVENT "/filter", "none\n", WITNESS_FILTER "\n" },
+		/* as it was: any user can make it overflow */
+		{ "events/" EVENT "/filter", "error != 0\n", WITNESS_FILTER "\n" },
 	};
 	struct fixture *f = *state;
 	struct witness *untouched = (struct witness *)f, *w = untouched;
@@ -131,6 +133,23 @@ static void test_open_refuses_what_records_nothing(void **state)
 	assert_ptr_equal(w, untouched);
 
 	assert_int_equal(witness_open(f->dir, &f->witness), 0);
+}
+
+/* What the script sets up is what witness_open() expects. */
+static void test_script(void **state)
+{
+	char line[256];
+	bool found = false;
+	FILE *f = fopen("units/pmem-agent-witness", "re");
+
+	if (!f) {
+		print_message("test_script is to be run from the top of the source tree\n");
+		skip();
+	}
+	while (fgets(line, sizeof(line), f))
+		found |= strcmp(line, "filter='" WITNESS_FILTER "'\n") == 0;
+	fclose(f);
+	assert_true(found);
 }
 
 static void feed(struct fixture *f, const char *text)
@@ -203,6 +222,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_parse),
 		cmocka_unit_test_setup_teardown(test_open_refuses_what_records_nothing, set_up, tear_down),
+		cmocka_unit_test(test_script),
 		cmocka_unit_test_setup_teardown(test_lines, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_overlong_line_is_doubt, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_real_instance, set_up, tear_down),

@@ -12,7 +12,7 @@
 static const char *const attributes[][2] = {
 	{ "instance/tracing_on", "1\n" },
 	{ "instance/events/block/block_bio_complete/enable", "1\n" },
-	{ "instance/events/block/block_bio_complete/filter", "error != 0\n" },
+	{ "instance/events/block/block_bio_complete/filter", WITNESS_FILTER "\n" },
 };
 
 static int trace = -1;
