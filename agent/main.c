@@ -186,8 +186,7 @@ static int lock_patiently(int fd)
 }
 
 /*
- * One agent at a time has the pages, and takes from the trace instance what nobody else sees then. The name on the bus
- * comes too late for that. Held until the end of this process.
+ * One agent at a time has the pages. The name on the bus comes too late for that. Held until the end of this process.
  */
 static int lock_runtime_dir(void)
 {
@@ -255,7 +254,11 @@ static int start(struct agent *a)
 	r = sock_new(a->manager, runtime_dir, &a->sock);
 	if (r < 0)
 		return r;
-	return bus_new(a->manager, &a->bus);
+	r = bus_new(a->manager, &a->bus);
+	if (r < 0)
+		return r;
+	manager_watch(a->manager);
+	return 0;
 }
 
 static void report_start(struct agent *a)

@@ -275,9 +275,6 @@ void loss_store(struct manager_region *mr, const struct flush_status *status);
 
 /* ---- watch.c ---- */
 
-/* Opens the witness, reads what it has seen so far, and follows it. Without one the basis is own-flush. */
-void watch_start(struct manager *m);
-
 /* Reads what it has seen, and latches the regions it hit; what `just_lost` has been hit by was counted just now. */
 void watch_read(struct manager *m, struct manager_region *just_lost);
 

@@ -171,7 +171,6 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 	r = regions_start(m);
 	if (r < 0)
 		return r;
-	watch_start(m);
 	r = loss_start(m);
 	if (r < 0)
 		return r;

@@ -30,6 +30,12 @@ int manager_new(sd_event *event, struct conf *conf, const char *runtime_dir, con
 struct manager *manager_free(struct manager *m);
 DEFINE_CLEANUP(struct manager *, manager_free)
 
+/*
+ * Opens the witness, reads what it has seen so far, and follows it; without one the basis is own-flush. Before the
+ * first answer, and not while the agent may yet fail to start: what it takes from the witness no other agent will see.
+ */
+void manager_watch(struct manager *m);
+
 /* Something has changed: regions that are gone are removed, and a look for others begins. */
 void manager_rescan(struct manager *m);
 

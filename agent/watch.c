@@ -3,6 +3,7 @@
  * watch: the regions that the witness's entries hit
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -15,6 +16,9 @@
 
 /* One failed request completes several times, as its parts do: what comes within this is one loss. */
 #define WATCH_SETTLE_USEC (5 * USEC_PER_MSEC)
+
+/* A child of an agent that has just been killed may have the trace instance for a moment. */
+#define WATCH_PATIENCE_MSEC 1000
 
 /* ---- one entry ---- */
 
@@ -244,15 +248,19 @@ static int attach(struct manager *m)
 	return sd_event_source_set_enabled(m->watch.source, SD_EVENT_ONESHOT);
 }
 
-void watch_start(struct manager *m)
+void manager_watch(struct manager *m)
 {
 	int r = witness_open(WITNESS_INSTANCE, &m->witness);
 
+	for (unsigned int msec = 0; r == -EBUSY && msec < WATCH_PATIENCE_MSEC; msec++) {
+		poll(NULL, 0, 1);
+		r = witness_open(WITNESS_INSTANCE, &m->witness);
+	}
 	if (r < 0) {
-		log_daemon(LOG_NOTICE, LOG_EVENT_WITNESS,
+		log_daemon(r == -EBUSY ? LOG_WARNING : LOG_NOTICE, LOG_EVENT_WITNESS,
 			   "no trace instance (%s): an I/O error that another program takes goes unseen, answers rest "
 			   "on own-flush only",
-			   strerrordesc_np(-r));
+			   r == -EBUSY ? "another pmem-agent is reading it" : strerrordesc_np(-r));
 		return;
 	}
 	watch_read(m, NULL);

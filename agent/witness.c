@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/sysmacros.h>
 
 #include "witness.h"
@@ -15,6 +16,7 @@
 #define WITNESS_BUFFER 4096
 
 struct witness {
+	int dir; /* of the instance, locked */
 	int fd;
 	size_t size;   /* bytes in `buffer` */
 	size_t next;   /* where its next line begins */
@@ -48,12 +50,15 @@ int witness_open(const char *instance, struct witness **ret)
 		{ "events/block/" WITNESS_EVENT "/enable", "1" },
 		{ "tracing_on", "1" },
 	};
-	_cleanup_close_ int dir = open(instance, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int dir = open(instance, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_(witness_freep) struct witness *w = NULL;
 	int r;
 
 	if (dir < 0)
 		return -errno;
+	/* Each entry is read once, by whoever comes first. */
+	if (flock(dir, LOCK_EX | LOCK_NB) < 0)
+		return errno == EWOULDBLOCK ? -EBUSY : -errno;
 	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++) {
 		r = check_attribute(dir, attributes[i].name, attributes[i].expected);
 		if (r < 0)
@@ -63,10 +68,13 @@ int witness_open(const char *instance, struct witness **ret)
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
+	w->dir = -1;
 	w->fd = openat(dir, "trace_pipe", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (w->fd < 0)
 		return -errno;
 
+	w->dir = dir;
+	dir = -1;
 	*ret = w;
 	w = NULL;
 	return 0;
@@ -74,8 +82,10 @@ int witness_open(const char *instance, struct witness **ret)
 
 struct witness *witness_free(struct witness *w)
 {
-	if (w)
+	if (w) {
 		safe_close(w->fd);
+		safe_close(w->dir);
+	}
 	free(w);
 	return NULL;
 }

@@ -34,7 +34,7 @@ struct witness_entry {
 	int error;    /* errno, positive */
 };
 
-/* 0; -ENOENT: no instance was set up; or another negative errno. */
+/* 0; -ENOENT: no instance was set up; -EBUSY: another process has it open; or another negative errno. */
 int witness_open(const char *instance, struct witness **ret);
 struct witness *witness_free(struct witness *w);
 DEFINE_CLEANUP(struct witness *, witness_free)

@@ -20,6 +20,18 @@ int __wrap_witness_next(struct witness *w, struct witness_entry *ret)
 	return __real_witness_next(w, ret);
 }
 
+int __real_witness_open(const char *instance, struct witness **ret);
+int __wrap_witness_open(const char *instance, struct witness **ret);
+
+/* Not the one of this machine. */
+int __wrap_witness_open(const char *instance, struct witness **ret)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/instance", directory);
+	return __real_witness_open(path, ret);
+}
+
 static void test_nothing(void **state)
 {
 	struct answer_of a;
@@ -84,6 +96,23 @@ static void test_overrun_after_removal(void **state)
 	assert_answer(&a, PMEM_AGENT_LOST);
 }
 
+/* An agent that comes to nothing as it starts takes nothing with it. */
+static void test_left_to_who_serves(void **state)
+{
+	make_instance();
+	say(OVERRUN);
+	start_agent();
+	settle();
+	end_agent();
+	assert_int_equal(pmem_agent_page_lost(page), 0);
+	start_agent();
+	assert_string_equal(manager_get_basis(manager), "own-flush");
+	manager_watch(manager);
+	assert_string_equal(manager_get_basis(manager), "watched");
+	assert_int_equal(pmem_agent_page_lost(page), PMEM_AGENT_LOST);
+	assert_int_equal(page->agent.loss_origin, FLUSH_ORIGIN_OVERRUN);
+}
+
 /* What was read is nowhere but in the agent that read it. */
 static void test_died_reading(void **state)
 {
@@ -145,6 +174,7 @@ int main(void)
 		WATCHED(test_unrelated),
 		WATCHED(test_overrun_while_in_flight),
 		WATCHED(test_overrun_after_removal),
+		WATCHED(test_left_to_who_serves),
 		WATCHED(test_died_reading),
 		WATCHED(test_reports),
 	};

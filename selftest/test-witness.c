@@ -135,6 +135,19 @@ static void test_open_refuses_what_records_nothing(void **state)
 	assert_int_equal(witness_open(f->dir, &f->witness), 0);
 }
 
+/* Whoever reads takes what it reads from everybody else. */
+static void test_one_reads(void **state)
+{
+	struct fixture *f = *state;
+	struct witness *other = NULL;
+
+	assert_int_equal(witness_open(f->dir, &f->witness), 0);
+	assert_int_equal(witness_open(f->dir, &other), -EBUSY);
+	assert_null(other);
+	f->witness = witness_free(f->witness);
+	assert_int_equal(witness_open(f->dir, &f->witness), 0);
+}
+
 /* What the script sets up is what witness_open() expects. */
 static void test_script(void **state)
 {
@@ -222,6 +235,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_parse),
 		cmocka_unit_test_setup_teardown(test_open_refuses_what_records_nothing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_one_reads, set_up, tear_down),
 		cmocka_unit_test(test_script),
 		cmocka_unit_test_setup_teardown(test_lines, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_overlong_line_is_doubt, set_up, tear_down),

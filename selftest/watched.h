@@ -17,8 +17,7 @@ static const char *const attributes[][2] = {
 
 static int trace = -1;
 
-/* An agent with a witness. */
-static inline void start_watched(void)
+static inline void make_instance(void)
 {
 	static const char *const dirs[] = { "instance", "instance/events", "instance/events/block",
 					    "instance/events/block/block_bio_complete" };
@@ -36,9 +35,15 @@ static inline void start_watched(void)
 	assert_int_equal(mkfifo(path, 0600), 0);
 	trace = open(path, O_RDWR | O_CLOEXEC);
 	assert_true(trace >= 0);
+}
 
+/* An agent with a witness. */
+static inline void start_watched(void)
+{
+	char path[128];
+
+	make_instance();
 	start_agent();
-	witness_free(manager->witness);
 	snprintf(path, sizeof(path), "%s/instance", directory);
 	assert_int_equal(witness_open(path, &manager->witness), 0);
 }
