@@ -10,6 +10,7 @@
 #include <sys/sysmacros.h>
 
 #include "event.h"
+#include "layers.h"
 #include "log.h"
 #include "manager-private.h"
 #include "sysfs.h"
@@ -55,6 +56,15 @@ static bool has_major(const struct region *region, const struct leaf *disk)
 	return false;
 }
 
+/* Other devices can be made of it, or of parts of it. */
+static bool has_any_disk(const struct region *region, const struct leaf *disk)
+{
+	for (unsigned int i = 0; i < region->n_namespaces; i++)
+		if (region->namespaces[i].mode != NAMESPACE_MODE_DEVDAX && region->namespaces[i].devnum)
+			return true;
+	return false;
+}
+
 static bool is_any(const struct region *region, const struct leaf *disk)
 {
 	return true;
@@ -92,22 +102,75 @@ static void keep_stranger(struct manager *m, const struct leaf *disk, int error)
 		m->watch.n_strangers++;
 }
 
-/* Whether it is of a disk whose region is not known. */
-static bool hit_error(struct manager *m, const struct witness_entry *e)
+/* Whether its driver makes disks of other disks. */
+static bool is_mapping(dev_t devnum)
+{
+	static const char *const drivers[] = { "device-mapper", "md", "mdp", "bcache" };
+	FILE *f = fopen("/proc/devices", "re");
+	unsigned int number;
+	char line[128], driver[64];
+	bool block = false, found = false;
+
+	while (f && !found && fgets(line, sizeof(line), f)) {
+		block |= strcmp(line, "Block devices:\n") == 0;
+		if (!block || sscanf(line, "%u %63s", &number, driver) != 2 || number != major(devnum))
+			continue;
+		for (size_t i = 0; i < ARRAY_SIZE(drivers); i++)
+			found |= strcmp(driver, drivers[i]) == 0;
+	}
+	if (f)
+		fclose(f);
+	return found || !f;
+}
+
+/*
+ * What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. A mapping may
+ * have been on any disk.
+ */
+static void hit_vanished(struct manager *m, dev_t devnum, int error)
+{
+	hit(m, is_mapping(devnum) ? has_any_disk : has_major, &(struct leaf){ .devnum = devnum }, error,
+	    FLUSH_ORIGIN_WITNESS);
+}
+
+/* 0; 1: its region is not known; -ENOTBLK: it is no disk of a region. */
+static int hit_disk(struct manager *m, dev_t devnum, int error)
 {
 	struct leaf disk;
-	int r = get_disk(e->devnum, &disk);
+	int r = get_disk(devnum, &disk);
 
 	if (r == -ENOTBLK)
-		return false;
-	/* What has vanished by now can't be told from a partition of ours: doubt, wherever the major is the same. */
-	if (r < 0)
-		hit(m, has_major, &(struct leaf){ .devnum = e->devnum }, e->error, FLUSH_ORIGIN_WITNESS);
-	else if (!hit(m, has_disk, &disk, e->error, FLUSH_ORIGIN_WITNESS)) {
-		keep_stranger(m, &disk, e->error);
-		return true;
+		return r;
+	if (r < 0) {
+		hit_vanished(m, devnum, error);
+		return 0;
 	}
-	return false;
+	if (hit(m, has_disk, &disk, error, FLUSH_ORIGIN_WITNESS))
+		return 0;
+	keep_stranger(m, &disk, error);
+	return 1;
+}
+
+/*
+ * Whether it is of a disk whose region is not known. What a mapping fails by itself (it is full, or can't encrypt) the
+ * disks below never get to see, and which of them it would have been is not told.
+ */
+static bool hit_error(struct manager *m, const struct witness_entry *e)
+{
+	struct layers below = { .n_leaves = 0 };
+	char detail[MOUNT_DETAIL_MAX];
+	bool strange = false;
+	int r = hit_disk(m, e->devnum, e->error);
+
+	if (r != -ENOTBLK)
+		return r > 0;
+	r = layers_add(&below, "/sys", e->devnum, detail);
+	/* Nothing is ever promised of what rests on more devices than the agent follows. */
+	if (r != 0 && r != PMEM_AGENT_REFUSED)
+		hit_vanished(m, e->devnum, e->error);
+	for (unsigned int i = 0; i < below.n_leaves; i++)
+		strange |= hit_disk(m, below.leaves[i].devnum, e->error) > 0;
+	return strange;
 }
 
 static void hit_overrun(struct manager *m)

@@ -439,6 +439,93 @@ static void test_errors_of_many(void **state)
 	assert_int_equal(losses_of("region0"), 1);
 }
 
+/* ---- errors of what is made of disks ---- */
+
+#define ERROR_MAPPED " a-1 [000] 1.0: block_bio_complete: 253,0 WS () 8 + 8 [-5]\n"
+#define MAPPED       "/sys/devices/virtual/block/dm-0"
+
+static void make_disk(const char *path, const char *number)
+{
+	char slaves[512], text[32];
+
+	snprintf(slaves, sizeof(slaves), "%s%s/slaves/", recorded_root, path);
+	recorded_make_parents(slaves);
+	snprintf(text, sizeof(text), "%s\n", number);
+	snprintf(slaves, sizeof(slaves), "%s%s/dev", recorded_root, path);
+	assert_int_equal(write_file(slaves, text), 0);
+	snprintf(text, sizeof(text), "/sys/dev/block/%s", number);
+	snprintf(slaves, sizeof(slaves), "../..%s", path + strlen("/sys"));
+	assert_int_equal(symlink(slaves, in_tree(text)), 0);
+}
+
+static void put_below(const char *slave)
+{
+	char target[512];
+
+	snprintf(target, sizeof(target), "../../../../..%s", slave + strlen("/sys"));
+	assert_int_equal(symlink(target, in_tree(MAPPED "/slaves/below")), 0);
+}
+
+/* It is full, say: it fails what was written to it, and the disk below never gets to see it. */
+static void test_error_of_mapping(void **state)
+{
+	start_watched();
+	make_disk(MAPPED, "253:0");
+	put_below("/sys/class/block/pmem1");
+	say(ERROR_MAPPED ERROR_MAPPED);
+	assert_serves();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_null(manager->look.scan);
+}
+
+static void test_error_of_mapping_before_it_is_seen(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	unhide(CLASS1);
+	make_disk(MAPPED, "253:0");
+	put_below("/sys/class/block/pmem1");
+	say(ERROR_MAPPED);
+	assert_serves();
+	assert_non_null(manager->look.scan);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+}
+
+static void test_error_of_mapping_elsewhere(void **state)
+{
+	start_watched();
+	make_disk(MAPPED, "253:0");
+	make_disk("/sys/devices/virtual/block/vda", "254:0");
+	put_below("/sys/devices/virtual/block/vda");
+	say(ERROR_MAPPED " a-1 [000] 1.0: block_bio_complete: 254,0 WS () 8 + 8 [-5]\n");
+	assert_serves();
+	assert_int_equal(losses_of("region0") + losses_of("region1"), 0);
+	assert_null(manager->look.scan);
+}
+
+/* It may have been on any disk. */
+static void test_error_of_mapping_that_is_gone(void **state)
+{
+	if (recorded_preloaded)
+		skip();
+	start_watched();
+	assert_int_equal(write_file(in_tree("/devices"), "Character devices:\n254 md\n\nBlock devices:\n"
+							 "253 device-mapper\n254 virtblk\n259 blkext\n"),
+			 0);
+	assert_int_equal(mount(in_tree("/devices"), "/proc/devices", NULL, MS_BIND, NULL), 0);
+	say(" a-1 [000] 1.0: block_bio_complete: 254,0 WS () 8 + 8 [-5]\n");
+	assert_serves();
+	assert_int_equal(losses_of("region0") + losses_of("region1"), 0);
+	say(ERROR_MAPPED);
+	assert_serves();
+	umount2("/proc/devices", MNT_DETACH);
+	assert_int_equal(losses_of("region0"), 1);
+	assert_int_equal(losses_of("region1"), 1);
+}
+
 #define TEST_WATCHED(name) cmocka_unit_test_setup_teardown(name, set_up_here, tear_down_watched_here)
 #define TEST_HERE(name)    cmocka_unit_test_setup_teardown(name, set_up_here, tear_down_here)
 
@@ -459,6 +546,10 @@ int main(int argc, char **argv)
 		TEST_WATCHED(test_error_at_the_end_of_a_look),
 		TEST_WATCHED(test_error_of_nobody),
 		TEST_WATCHED(test_errors_of_many),
+		TEST_WATCHED(test_error_of_mapping),
+		TEST_WATCHED(test_error_of_mapping_before_it_is_seen),
+		TEST_WATCHED(test_error_of_mapping_elsewhere),
+		TEST_WATCHED(test_error_of_mapping_that_is_gone),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
