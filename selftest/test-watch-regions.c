@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test-watch-regions: which regions the witness's entries hit, as regions and what is made of their disks come and go
+ */
+#include "selftest/regions.h"
+
+/* ---- errors of disks whose regions are yet to be seen ---- */
+
+#define ERROR1 " a-1 [000] 1.0: block_bio_complete: 259,1 FR () 0 + 8 [-5]\n"
+
+static int tear_down_watched_here(void **state)
+{
+	end_agent();
+	return nftw(directory, remove_traces, 4, FTW_PHYS) < 0 || tear_down_watched(state) < 0 ||
+		       recorded_tear_down(state) < 0
+		   ? -1
+		   : 0;
+}
+
+static uint64_t losses_of(const char *name)
+{
+	struct flush_status s;
+
+	manager_region_get_status(manager_find_region(manager, name), &s);
+	return s.loss.number;
+}
+
+static void test_error_before_it_is_seen(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	assert_null(find("region1"));
+	unhide(CLASS1);
+	say(ERROR1 ERROR1);
+	assert_serves();
+	assert_non_null(manager->look.scan);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
+/* It is kept for as long as nobody can tell whose it is. */
+static void test_error_while_it_hangs(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	unhide(CLASS1);
+	make_hang();
+	manager_rescan(manager);
+	say(ERROR1);
+	assert_serves();
+	assert_int_equal(manager->watch.n_strangers, 1);
+	end_hang();
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
+/* It is read when the look that has missed its region ends. */
+static void test_error_at_the_end_of_a_look(void **state)
+{
+	int fd;
+
+	hide(CLASS1);
+	start_watched();
+	make_hang();
+	manager_rescan(manager);
+	fd = wait_for_hang();
+	unhide(CLASS1);
+	say(ERROR1);
+	end_hang_of(fd);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
+/* A disk that turns out to be nobody's is forgotten. */
+static void test_error_of_nobody(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	say(ERROR1);
+	assert_serves();
+	wait_for_look();
+	assert_int_equal(manager->watch.n_strangers, 0);
+	unhide(CLASS1);
+	manager_rescan(manager);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 0);
+}
+
+/* Too many to keep: whatever is seen has lost something. */
+static void test_errors_of_many(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	unhide(CLASS1);
+	for (unsigned int i = 0; i <= WATCH_MAX_STRANGERS; i++)
+		say(ERROR1);
+	assert_serves();
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 1);
+}
+
+/* ---- errors of what is made of disks ---- */
+
+#define ERROR_MAPPED " a-1 [000] 1.0: block_bio_complete: 253,0 WS () 8 + 8 [-5]\n"
+#define MAPPED       "/sys/devices/virtual/block/dm-0"
+
+static void make_disk(const char *path, const char *number)
+{
+	char slaves[512], text[32];
+
+	snprintf(slaves, sizeof(slaves), "%s%s/slaves/", recorded_root, path);
+	recorded_make_parents(slaves);
+	snprintf(text, sizeof(text), "%s\n", number);
+	snprintf(slaves, sizeof(slaves), "%s%s/dev", recorded_root, path);
+	assert_int_equal(write_file(slaves, text), 0);
+	snprintf(text, sizeof(text), "/sys/dev/block/%s", number);
+	snprintf(slaves, sizeof(slaves), "../..%s", path + strlen("/sys"));
+	assert_int_equal(symlink(slaves, in_tree(text)), 0);
+}
+
+static void put_below(const char *slave)
+{
+	char target[512];
+
+	snprintf(target, sizeof(target), "../../../../..%s", slave + strlen("/sys"));
+	assert_int_equal(symlink(target, in_tree(MAPPED "/slaves/below")), 0);
+}
+
+/* It is full, say: it fails what was written to it, and the disk below never gets to see it. */
+static void test_error_of_mapping(void **state)
+{
+	start_watched();
+	make_disk(MAPPED, "253:0");
+	put_below("/sys/class/block/pmem1");
+	say(ERROR_MAPPED ERROR_MAPPED);
+	assert_serves();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_null(manager->look.scan);
+}
+
+static void test_error_of_mapping_before_it_is_seen(void **state)
+{
+	hide(CLASS1);
+	start_watched();
+	unhide(CLASS1);
+	make_disk(MAPPED, "253:0");
+	put_below("/sys/class/block/pmem1");
+	say(ERROR_MAPPED);
+	assert_serves();
+	assert_non_null(manager->look.scan);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+}
+
+static void test_error_of_mapping_elsewhere(void **state)
+{
+	start_watched();
+	make_disk(MAPPED, "253:0");
+	make_disk("/sys/devices/virtual/block/vda", "254:0");
+	put_below("/sys/devices/virtual/block/vda");
+	say(ERROR_MAPPED " a-1 [000] 1.0: block_bio_complete: 254,0 WS () 8 + 8 [-5]\n");
+	assert_serves();
+	assert_int_equal(losses_of("region0") + losses_of("region1"), 0);
+	assert_null(manager->look.scan);
+}
+
+/* It may have been on any disk. */
+static void test_error_of_mapping_that_is_gone(void **state)
+{
+	if (recorded_preloaded)
+		skip();
+	start_watched();
+	assert_int_equal(write_file(in_tree("/devices"), "Character devices:\n254 md\n\nBlock devices:\n"
+							 "253 device-mapper\n254 virtblk\n259 blkext\n"),
+			 0);
+	assert_int_equal(mount(in_tree("/devices"), "/proc/devices", NULL, MS_BIND, NULL), 0);
+	say(" a-1 [000] 1.0: block_bio_complete: 254,0 WS () 8 + 8 [-5]\n");
+	assert_serves();
+	assert_int_equal(losses_of("region0") + losses_of("region1"), 0);
+	say(ERROR_MAPPED);
+	assert_serves();
+	umount2("/proc/devices", MNT_DETACH);
+	assert_int_equal(losses_of("region0"), 1);
+	assert_int_equal(losses_of("region1"), 1);
+}
+
+#define TEST_WATCHED(name) cmocka_unit_test_setup_teardown(name, set_up_here, tear_down_watched_here)
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+		TEST_WATCHED(test_error_before_it_is_seen),
+		TEST_WATCHED(test_error_while_it_hangs),
+		TEST_WATCHED(test_error_at_the_end_of_a_look),
+		TEST_WATCHED(test_error_of_nobody),
+		TEST_WATCHED(test_errors_of_many),
+		TEST_WATCHED(test_error_of_mapping),
+		TEST_WATCHED(test_error_of_mapping_before_it_is_seen),
+		TEST_WATCHED(test_error_of_mapping_elsewhere),
+		TEST_WATCHED(test_error_of_mapping_that_is_gone),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	if (!recorded_enter(argv))
+		return 0;
+	return cmocka_run_group_tests(tests, set_up_group, tear_down_group);
+}
