@@ -62,6 +62,7 @@ struct manager_region {
 	struct target last_target;     /* of the widest call confirmed in the last round that was */
 	char detail[MOUNT_DETAIL_MAX]; /* why nothing can be said, where no call of a round tells */
 	bool hit;                      /* by an entry of the witness, in the reading at hand */
+	bool overrun;                  /* hit by entries that went unseen, or had no room, until all have been seen */
 	uint64_t published_loss;       /* number of the newest loss that was told */
 	struct request *stop_request;  /* the last flush, while the manager is stopping */
 	struct stats stats;
@@ -99,6 +100,7 @@ struct manager {
 			int error;
 		} strangers[WATCH_MAX_STRANGERS]; /* of disks whose regions are not known yet */
 		unsigned int n_strangers;         /* more: not all have had room */
+		int forgotten;                    /* errno: why a loss could be kept nowhere; 0: each has been */
 	} watch;
 
 	struct {

@@ -185,11 +185,12 @@ static int collect(struct manager *m)
 
 	if (r == -EAGAIN)
 		return r;
+	/* What the witness says of a region must not come after its removal. Until then others may be unseen. */
+	if (r >= 0)
+		watch_read(m, NULL);
 	end_look(m);
 	if (r < 0)
 		return r;
-	/* What the witness says of a region must not come after its removal. */
-	watch_read(m, NULL);
 	mount_cache_forget(m->mounts);
 	take_seen(m, &list);
 	return 0;

@@ -70,6 +70,61 @@ static bool is_any(const struct region *region, const struct leaf *disk)
 	return true;
 }
 
+/* The CPU's own flush is all there ever is: nothing will be promised of it, and nobody could acknowledge a loss. */
+static bool is_synchronous(const struct region *r)
+{
+	enum region_method method = r->unattested.is_set ? r->unattested.method : r->method;
+
+	return method == REGION_METHOD_CPU_FLUSH && r->deep_flush == 0;
+}
+
+/*
+ * The region can't be flushed now, and counts no losses. But it may be again, after the host or udev has had its say,
+ * by an agent after us even: its page tells that something was taken from the trace which nobody has counted.
+ */
+static void keep_in_page(struct manager_region *mr, int error)
+{
+	_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
+	struct manager *m = mr->manager;
+	int r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &page);
+
+	if (r < 0) {
+		m->watch.forgotten = -r;
+		return;
+	}
+	if (!page_load(page->agent.reading))
+		log_region(LOG_WARNING, LOG_EVENT_NONE, mr->region->name, 0,
+			   "%s may have lost stores while the agent cannot flush it (%s): a loss as soon as it can",
+			   mr->region->name, strerrordesc_np(error));
+	page_store(page->agent.reading, 1);
+}
+
+/* Of the copies of one image, whose losses nobody can tell apart, the one that is flushed. */
+static struct manager_region *find_flushed(const struct manager_region *mr)
+{
+	struct manager_region *other;
+
+	if (mr->flush)
+		return NULL;
+	TAILQ_FOREACH (other, &mr->manager->regions, entry)
+		if (other->flush && strcmp(other->region->identity, mr->region->identity) == 0)
+			return other;
+	return NULL;
+}
+
+static void hit_one(struct manager_region *mr, int error, enum flush_origin origin)
+{
+	struct manager_region *counting = find_flushed(mr) ?: mr;
+
+	if (counting->hit)
+		return;
+	counting->hit = true;
+	if (counting->flush)
+		round_lose(counting, error, origin);
+	else if (!is_synchronous(counting->region))
+		keep_in_page(counting, error);
+}
+
 /*
  * Each region once a reading: nobody can have done anything about the first entry before the others came. Those that
  * were removed too, as their round in flight may still be confirmed.
@@ -86,9 +141,7 @@ static bool hit(struct manager *m, bool (*concerns)(const struct region *region,
 			if (!concerns(mr->region, disk))
 				continue;
 			found = true;
-			if (!mr->hit)
-				round_lose(mr, error, origin);
-			mr->hit = true;
+			hit_one(mr, error, origin);
 		}
 	return found;
 }
@@ -173,9 +226,33 @@ static bool hit_error(struct manager *m, const struct witness_entry *e)
 	return strange;
 }
 
+static void set_overrun(struct manager *m, bool overrun)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		mr->overrun = overrun;
+}
+
 static void hit_overrun(struct manager *m)
 {
 	hit(m, is_any, NULL, EIO, FLUSH_ORIGIN_OVERRUN);
+	/* Those that are yet to be seen too. */
+	if (m->look.scan || m->look.problem[0]) {
+		m->watch.n_strangers = WATCH_MAX_STRANGERS + 1;
+		set_overrun(m, true);
+	}
+}
+
+/* Once each, however often they are looked for until all have been seen. */
+static void hit_seen(struct manager *m)
+{
+	struct manager_region *mr;
+
+	TAILQ_FOREACH (mr, &m->regions, entry)
+		if (!mr->overrun)
+			hit_one(mr, EIO, FLUSH_ORIGIN_OVERRUN);
+	set_overrun(m, true);
 }
 
 static void forget_hits(struct manager *m, const struct manager_region *just_lost)
@@ -188,35 +265,45 @@ static void forget_hits(struct manager *m, const struct manager_region *just_los
 		mr->hit = mr == just_lost;
 }
 
+static void give_up(struct manager *m, int error)
+{
+	log_daemon(LOG_ERR, LOG_EVENT_WITNESS,
+		   "the trace instance is not to be relied on any more (%s): errors that others take go unseen",
+		   strerrordesc_np(error));
+	m->watch.source = sd_event_source_disable_unref(m->watch.source);
+	m->watch.settle = sd_event_source_disable_unref(m->watch.settle);
+	m->witness = witness_free(m->witness);
+}
+
+/* What can't be kept would be forgotten, and an answer that says "watched" a lie. */
+static void check_kept(struct manager *m)
+{
+	if (m->watch.forgotten && m->witness)
+		give_up(m, m->watch.forgotten);
+}
+
 void watch_regions_seen(struct manager *m, bool all)
 {
 	unsigned int n = m->watch.n_strangers;
 
 	forget_hits(m, NULL);
 	if (n > WATCH_MAX_STRANGERS)
-		hit_overrun(m);
+		hit_seen(m);
 	/* Else those that have had no room are still to hit what is seen next. */
-	if (n <= WATCH_MAX_STRANGERS || all)
+	if (n <= WATCH_MAX_STRANGERS || all) {
 		m->watch.n_strangers = 0;
+		set_overrun(m, false);
+	}
 	for (unsigned int i = 0; n <= WATCH_MAX_STRANGERS && i < n; i++) {
 		struct stranger s = m->watch.strangers[i];
 
 		if (!hit(m, has_disk, &s.disk, s.error, FLUSH_ORIGIN_WITNESS) && !all)
 			m->watch.strangers[m->watch.n_strangers++] = s;
 	}
+	check_kept(m);
 }
 
 /* ---- all there are ---- */
-
-static void give_up(struct manager *m, int error)
-{
-	log_daemon(LOG_ERR, LOG_EVENT_WITNESS,
-		   "cannot read the trace instance any more (%s): errors that others take go unseen",
-		   strerrordesc_np(error));
-	m->watch.source = sd_event_source_disable_unref(m->watch.source);
-	m->watch.settle = sd_event_source_disable_unref(m->watch.settle);
-	m->witness = witness_free(m->witness);
-}
 
 static void mark_reading(struct manager *m, uint32_t reading)
 {
@@ -258,6 +345,7 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 		regions_look(m);
 	if (r < 0)
 		give_up(m, -r);
+	check_kept(m);
 }
 
 void watch_resume(struct manager *m)

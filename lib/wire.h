@@ -201,8 +201,7 @@ struct pmem_agent_page {
 		uint64_t epoch;        /* newest round the agent told anyone of as durable */
 		int32_t loss_error;    /* errno */
 		uint32_t loss_origin;  /* enum flush_origin */
-		uint32_t
-		    reading; /* not 0: it is taking errors from the trace instance, or died before it counted them */
+		uint32_t reading;      /* not 0: it is taking errors from the trace instance, or could not count them */
 		uint32_t recalled;     /* 1: what earlier boots lost is counted here; stored after it */
 		uint64_t loss_epoch;   /* newest round confirmed before it */
 		uint32_t loss_earlier; /* 1: loss_round and loss_epoch are those of an earlier boot */
@@ -227,8 +226,9 @@ _Static_assert(sizeof(struct pmem_agent_page) == PMEM_AGENT_PAGE_SIZE, "the regi
 
 /*
  * What the page tells of losses. 0: none that nobody acknowledged. PMEM_AGENT_LOST: there is one. PMEM_AGENT_UNKNOWN:
- * nobody can tell: the agent is looking at errors right now, or died doing so; or it does not know yet what earlier
- * boots lost; or this is no page, or not any more. The first of these passes within milliseconds if the agent lives.
+ * nobody can tell: the agent is looking at errors right now, or died doing so, or saw one when it could not flush the
+ * region; or it does not know yet what earlier boots lost; or this is no page, or not any more. The first of these
+ * passes within milliseconds if the agent lives.
  *
  * An error that the trace instance has is announced in `reading`, then counted in loss, and then no more announced. A
  * failure of a round is stored in worker.failed, then counted in loss, then noted in failed_seen. Both may be

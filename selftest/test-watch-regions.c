@@ -6,7 +6,8 @@
 
 /* ---- errors of disks whose regions are yet to be seen ---- */
 
-#define ERROR1 " a-1 [000] 1.0: block_bio_complete: 259,1 FR () 0 + 8 [-5]\n"
+#define OVERRUN "CPU:0 [LOST 3 EVENTS]\n"
+#define ERROR1  " a-1 [000] 1.0: block_bio_complete: 259,1 FR () 0 + 8 [-5]\n"
 
 static int tear_down_watched_here(void **state)
 {
@@ -106,6 +107,151 @@ static void test_errors_of_many(void **state)
 	assert_int_equal(losses_of("region0"), 1);
 }
 
+/* What went unseen may have been of a region that is not known yet; those that are known are not lost twice. */
+static void test_overrun_while_it_hangs(void **state)
+{
+	int fd;
+
+	hide(CLASS1);
+	start_watched();
+	make_hang();
+	manager_rescan(manager);
+	fd = wait_for_hang();
+	say(OVERRUN);
+	watch_read(manager, NULL);
+	assert_int_equal(losses_of("region0"), 1);
+	/* It ends without it, and there is another. */
+	unhide(CLASS1);
+	manager_rescan(manager);
+	end_hang_of(fd);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 1);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
+static void test_overrun_at_the_end_of_a_look(void **state)
+{
+	int fd;
+
+	hide(CLASS1);
+	start_watched();
+	unhide(CLASS1);
+	make_hang();
+	manager_rescan(manager);
+	fd = wait_for_hang();
+	say(OVERRUN);
+	end_hang_of(fd);
+	wait_for_look();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 1);
+}
+
+/* ---- errors while the region can't be flushed ---- */
+
+static void refuse(const char *name, bool refused)
+{
+	const struct region_backing backing = { .type = REGION_BACKING_FILE,
+						.share = refused ? REGION_FACT_NO : REGION_FACT_YES };
+
+	assert_non_null(manager_set_backing(manager, manager_find_region(manager, name), &backing));
+	assert_int_equal(region_can_flush(find(name)), !refused);
+}
+
+static void test_error_while_refused(void **state)
+{
+	start_watched();
+	refuse("region1", true);
+	say(ERROR1 ERROR1);
+	watch_read(manager, NULL);
+	assert_string_equal(manager_get_basis(manager), "watched");
+	refuse("region1", false);
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	/* It has been counted. */
+	refuse("region1", true);
+	refuse("region1", false);
+	assert_int_equal(losses_of("region1"), 1);
+}
+
+/* Another agent has it back. */
+static void test_error_while_refused_before_a_restart(void **state)
+{
+	start_watched();
+	refuse("region1", true);
+	say(ERROR1);
+	watch_read(manager, NULL);
+	end_agent();
+	start_agent();
+	assert_false(region_can_flush(find("region1")));
+	refuse("region1", false);
+	assert_int_equal(losses_of("region1"), 1);
+}
+
+static void test_overrun_while_refused(void **state)
+{
+	start_watched();
+	refuse("region1", true);
+	say(OVERRUN);
+	watch_read(manager, NULL);
+	refuse("region1", false);
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 1);
+}
+
+/* Of two copies of one image the other is flushed, by the same page. */
+static void test_error_of_a_copy(void **state)
+{
+	start_watched();
+	refuse("region1", true);
+	strcpy(manager_find_region(manager, "region1")->region->identity, find("region0")->identity);
+	say(ERROR1);
+	watch_read(manager, NULL);
+	assert_int_equal(losses_of("region0"), 1);
+	say(OVERRUN);
+	watch_read(manager, NULL);
+	assert_int_equal(losses_of("region0"), 2);
+}
+
+/* What never will be flushed would keep it for ever. */
+static void test_error_of_synchronous(void **state)
+{
+	struct pmem_agent_page *kept;
+	struct region *r;
+
+	start_watched();
+	refuse("region1", true);
+	r = manager_find_region(manager, "region1")->region;
+	r->unattested.method = REGION_METHOD_CPU_FLUSH;
+	assert_int_equal(worker_open_page(directory, r->identity, manager->boot_id, &kept), 0);
+	r->deep_flush = 0;
+	say(ERROR1);
+	watch_read(manager, NULL);
+	assert_int_equal(kept->agent.reading, 0);
+	/* It has flush hints, only that udev has not been there yet. */
+	r->deep_flush = 1;
+	say(ERROR1);
+	watch_read(manager, NULL);
+	assert_int_equal(kept->agent.reading, 1);
+	worker_close_page(kept);
+}
+
+/* Then nobody is told any more that errors are watched for. */
+static void test_error_that_cannot_be_kept(void **state)
+{
+	char path[128];
+
+	start_watched();
+	refuse("region1", true);
+	worker_page_path(directory, find("region1")->identity, path, sizeof(path));
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(mkdir(path, 0700), 0);
+	say(ERROR1);
+	watch_read(manager, NULL);
+	assert_string_equal(manager_get_basis(manager), "own-flush");
+	assert_int_equal(rmdir(path), 0);
+}
+
 /* ---- errors of what is made of disks ---- */
 
 #define ERROR_MAPPED " a-1 [000] 1.0: block_bio_complete: 253,0 WS () 8 + 8 [-5]\n"
@@ -203,6 +349,14 @@ int main(int argc, char **argv)
 		TEST_WATCHED(test_error_at_the_end_of_a_look),
 		TEST_WATCHED(test_error_of_nobody),
 		TEST_WATCHED(test_errors_of_many),
+		TEST_WATCHED(test_overrun_while_it_hangs),
+		TEST_WATCHED(test_overrun_at_the_end_of_a_look),
+		TEST_WATCHED(test_error_while_refused),
+		TEST_WATCHED(test_error_while_refused_before_a_restart),
+		TEST_WATCHED(test_overrun_while_refused),
+		TEST_WATCHED(test_error_of_a_copy),
+		TEST_WATCHED(test_error_of_synchronous),
+		TEST_WATCHED(test_error_that_cannot_be_kept),
 		TEST_WATCHED(test_error_of_mapping),
 		TEST_WATCHED(test_error_of_mapping_before_it_is_seen),
 		TEST_WATCHED(test_error_of_mapping_elsewhere),
