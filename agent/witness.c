@@ -114,19 +114,32 @@ static bool is_overrun(const char *line)
 	return sscanf(line, "CPU:%*u [LOST EVENTS]%n", &end) == 0 && end > 0 && line[end] == '\0';
 }
 
+/*
+ * "RA", "RAM": what was only read ahead is read once more by whoever needs it, and that is told if it fails. Any other
+ * read counts, for write-back may have needed it: ext4 reads a file's extents as it does data, without an "M", and
+ * where it can't, drops what was to be written there.
+ */
+static bool is_readahead(const char *rwbs)
+{
+	return rwbs[0] == 'R' && memchr(rwbs, 'A', strcspn(rwbs, " "));
+}
+
 /* "259,0 FR () 0 + 0 [-5]" */
 static int parse_completion(const char *text, struct witness_entry *ret)
 {
-	const char *bracket = strrchr(text, '[');
+	const char *bracket = strrchr(text, '['), *rwbs;
 	unsigned int major, minor;
 	int error, end = -1;
 
 	if (sscanf(text, "%u,%u %n", &major, &minor, &end) != 2 || end < 0 || !bracket)
 		return -EBADMSG;
+	rwbs = text + end;
 	end = -1;
 	if (sscanf(bracket, "[%d]%n", &error, &end) != 1 || end < 0 || bracket[end] != '\0' || error >= 0)
 		return -EBADMSG;
 
+	if (is_readahead(rwbs))
+		return 0;
 	*ret = (struct witness_entry){ WITNESS_ENTRY_ERROR, makedev(major, minor), -error };
 	return 0;
 }

@@ -82,6 +82,16 @@ static void test_parse(void **state)
 		  { WITNESS_ENTRY_ERROR, makedev(259, 3), ENOSPC } },
 		{ "         [-5] a-7       [001] d..1.    12.345: block_bio_complete: 8,16 W 1 + 8 [-61]",
 		  { WITNESS_ENTRY_ERROR, makedev(8, 16), ENODATA } },
+		/* what is needed is read again; what can't be read may have been in the way of a write */
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 RA () 8 + 8 [-5]", {} },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 RAM () 8 + 8 [-5]", {} },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 R (A) 8 + 8 [-5]",
+		  { WITNESS_ENTRY_ERROR, makedev(259, 0), EIO } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 RM () 8 + 8 [-5]",
+		  { WITNESS_ENTRY_ERROR, makedev(259, 0), EIO } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 ZA () 8 + 8 [-5]",
+		  { WITNESS_ENTRY_ERROR, makedev(259, 0), EIO } },
+		{ "  a-7 [001] d..1. 1.0: block_bio_complete: 259,0 RA () 8 + 8 [-", { WITNESS_ENTRY_OVERRUN } },
 		{ "CPU:0 [LOST 12 EVENTS]", { WITNESS_ENTRY_OVERRUN } },
 		{ "CPU:17 [LOST EVENTS]", { WITNESS_ENTRY_OVERRUN } },
 		/* an event that can't be read is doubt, never silence */
