@@ -133,7 +133,8 @@ $(build)/test-%: $(build)/selftest/test-%.o $(build)/selftest/patience.o $(build
 	$(say) LD $@
 	$(Q)$(CC) $(ldflags) -Wl,--wrap=alarm $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(modules) $(test-modules))
 
-$(build)/test-watch: private ldflags += -Wl,--wrap=witness_next -Wl,--wrap=witness_open
+$(build)/test-watch $(build)/test-watch-regions: private ldflags += -Wl,--wrap=witness_next
+$(build)/test-watch: private ldflags += -Wl,--wrap=witness_open
 
 # A simulator sees what makes no system call, and links nothing else.
 $(build)/sim-%: $(build)/selftest/sim-%.o $(build)/libagent.a

@@ -21,6 +21,10 @@
 /* A child of an agent that has just been killed may have the trace instance for a moment. */
 #define WATCH_PATIENCE_MSEC 1000
 
+/* agent.reading in the page of a region that can't be flushed; in that of another it is 0 or not. */
+#define READING     1U
+#define NOT_COUNTED 2U
+
 /* ---- one entry ---- */
 
 /* The disk of a partition, or the disk itself. -ENOENT: the device is no more; -ENOTBLK: no disk of a region. */
@@ -78,51 +82,74 @@ static bool is_synchronous(const struct region *r)
 	return method == REGION_METHOD_CPU_FLUSH && r->deep_flush == 0;
 }
 
+/* Of those of one identity, the copies of an image: nobody can tell their losses apart. The one that is flushed counts.
+ */
+static struct manager_region *find_counting(struct manager_region *mr)
+{
+	struct manager_region *other, *first = NULL;
+
+	if (mr->flush)
+		return mr;
+	TAILQ_FOREACH (other, &mr->manager->regions, entry) {
+		if (strcmp(other->region->identity, mr->region->identity) != 0)
+			continue;
+		if (other->flush)
+			return other;
+		first = first ?: other;
+	}
+	return first ?: mr;
+}
+
 /*
  * The region can't be flushed now, and counts no losses. But it may be again, after the host or udev has had its say,
  * by an agent after us even: its page tells that something was taken from the trace which nobody has counted.
  */
-static void keep_in_page(struct manager_region *mr, int error)
+static void note_in_page(struct manager_region *mr, uint32_t (*change)(uint32_t reading))
 {
 	_cleanup_(worker_close_pagep) struct pmem_agent_page *page = NULL;
 	struct manager *m = mr->manager;
-	int r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &page);
+	int r;
 
-	if (r < 0) {
-		m->watch.forgotten = -r;
+	if (is_synchronous(mr->region))
 		return;
-	}
-	if (!page_load(page->agent.reading))
-		log_region(LOG_WARNING, LOG_EVENT_NONE, mr->region->name, 0,
-			   "%s may have lost stores while the agent cannot flush it (%s): a loss as soon as it can",
-			   mr->region->name, strerrordesc_np(error));
-	page_store(page->agent.reading, 1);
+	r = worker_open_page(m->runtime_dir, mr->region->identity, m->boot_id, &page);
+	if (r < 0)
+		m->watch.forgotten = -r;
+	else
+		page_store(page->agent.reading, change(page->agent.reading));
 }
 
-/* Of the copies of one image, whose losses nobody can tell apart, the one that is flushed. */
-static struct manager_region *find_flushed(const struct manager_region *mr)
+/* What an agent before us has left so it can't have counted. */
+static uint32_t begin_reading(uint32_t reading)
 {
-	struct manager_region *other;
+	return reading ? READING | NOT_COUNTED : READING;
+}
 
-	if (mr->flush)
-		return NULL;
-	TAILQ_FOREACH (other, &mr->manager->regions, entry)
-		if (other->flush && strcmp(other->region->identity, mr->region->identity) == 0)
-			return other;
-	return NULL;
+static uint32_t end_reading(uint32_t reading)
+{
+	return reading & ~READING;
+}
+
+static uint32_t keep(uint32_t reading)
+{
+	return reading | NOT_COUNTED;
 }
 
 static void hit_one(struct manager_region *mr, int error, enum flush_origin origin)
 {
-	struct manager_region *counting = find_flushed(mr) ?: mr;
+	struct manager_region *counting = find_counting(mr);
 
 	if (counting->hit)
 		return;
 	counting->hit = true;
-	if (counting->flush)
+	if (counting->flush) {
 		round_lose(counting, error, origin);
-	else if (!is_synchronous(counting->region))
-		keep_in_page(counting, error);
+		return;
+	}
+	log_region(LOG_WARNING, LOG_EVENT_NONE, counting->region->name, 0,
+		   "%s may have lost stores while the agent cannot flush it (%s)", counting->region->name,
+		   strerrordesc_np(error));
+	note_in_page(counting, keep);
 }
 
 /*
@@ -305,13 +332,17 @@ void watch_regions_seen(struct manager *m, bool all)
 
 /* ---- all there are ---- */
 
-static void mark_reading(struct manager *m, uint32_t reading)
+/* What is taken from the trace is nowhere but here until it is counted. */
+static void mark_reading(struct manager *m, bool reading)
 {
 	struct manager_region *mr;
 
-	TAILQ_FOREACH (mr, &m->regions, entry)
+	TAILQ_FOREACH (mr, &m->regions, entry) {
 		if (mr->page)
-			__atomic_store_n(&mr->page->agent.reading, reading, __ATOMIC_RELEASE);
+			page_store(mr->page->agent.reading, reading);
+		else if (find_counting(mr) == mr)
+			note_in_page(mr, reading ? begin_reading : end_reading);
+	}
 }
 
 void watch_read(struct manager *m, struct manager_region *just_lost)
@@ -324,10 +355,9 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 		return;
 	forget_hits(m, just_lost);
 
-	/* What is taken from the trace is nowhere but here until it is counted. */
 	if (!witness_has_more(m->witness))
 		return;
-	mark_reading(m, 1);
+	mark_reading(m, true);
 	while ((r = witness_next(m->witness, &entry)) > 0) {
 		switch (entry.type) {
 		case WITNESS_ENTRY_NONE:
@@ -340,7 +370,7 @@ void watch_read(struct manager *m, struct manager_region *just_lost)
 			break;
 		}
 	}
-	mark_reading(m, 0);
+	mark_reading(m, false);
 	if (strange)
 		regions_look(m);
 	if (r < 0)
