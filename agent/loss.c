@@ -188,9 +188,28 @@ static bool begins_with(const char *text, const char *prefix)
 	return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
+static bool has_uuid(const char *uuids, const char *uuid, size_t n)
+{
+	for (; *uuids; uuids += strcspn(uuids, ","), uuids += *uuids == ',')
+		if (strcspn(uuids, ",") == n && memcmp(uuids, uuid, n) == 0)
+			return true;
+	return false;
+}
+
+/* A namespace of it was made or destroyed: it is still that region. */
+static bool shares_uuid(const char *a, const char *b)
+{
+	a += strlen("uuid:");
+	b += strlen("uuid:");
+	for (; *a; a += strcspn(a, ","), a += *a == ',')
+		if (has_uuid(b, a, strcspn(a, ",")))
+			return true;
+	return false;
+}
+
 /*
- * Whether a record of another identity may be of this region, whose address, or the way in which it is identified, is
- * not what it was. UUIDs and files are what they are.
+ * Whether a record of another identity may be of this region, whose address, namespaces, or the way in which it is
+ * identified, are not what they were. A UUID and a file are what they are.
  */
 static bool may_be_of(const struct manager *m, const struct loss_record *r, const struct region *region)
 {
@@ -198,9 +217,11 @@ static bool may_be_of(const struct manager *m, const struct loss_record *r, cons
 		return false;
 	if (r->damaged)
 		return true;
-	return r->record.loss > r->record.acknowledged && r->record.size == region->size &&
-	       !begins_with(r->record.identity, "file:") &&
-	       !(begins_with(r->record.identity, "uuid:") && begins_with(region->identity, "uuid:"));
+	if (r->record.loss <= r->record.acknowledged || begins_with(r->record.identity, "file:"))
+		return false;
+	if (begins_with(r->record.identity, "uuid:") && begins_with(region->identity, "uuid:"))
+		return shares_uuid(r->record.identity, region->identity);
+	return r->record.size == region->size;
 }
 
 static const struct loss_record *find_candidate(struct manager *m, const struct region *region)

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "region.h"
@@ -282,23 +283,39 @@ static int steady_path_length(const char *syspath)
 	return end - syspath;
 }
 
-static void identify(struct region *r)
+static int compare_texts(const void *a, const void *b)
 {
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* By UUIDs, in an order of their own: the kernel lists the namespaces in any. False: there is none. */
+static bool identify_by_uuids(struct region *r)
+{
+	const char *uuids[REGION_MAX_NAMESPACES];
+	unsigned int n = 0;
 	size_t used = 0;
 
+	for (unsigned int i = 0; i < r->n_namespaces; i++)
+		if (r->namespaces[i].uuid[0])
+			uuids[n++] = r->namespaces[i].uuid;
+	qsort(uuids, n, sizeof(uuids[0]), compare_texts);
+	for (unsigned int i = 0; i < n; i++) {
+		if (used + strlen("uuid:") + strlen(uuids[i]) >= sizeof(r->identity))
+			continue;
+		used +=
+		    snprintf(r->identity + used, sizeof(r->identity) - used, "%s%s", used ? "," : "uuid:", uuids[i]);
+	}
+	return used > 0;
+}
+
+static void identify(struct region *r)
+{
 	if (r->emulate[0]) {
 		snprintf(r->identity, sizeof(r->identity), "file:%.*s", (int)sizeof(r->identity) - 6, r->emulate);
 		return;
 	}
 	r->identity[0] = '\0';
-	for (unsigned int i = 0; i < r->n_namespaces; i++) {
-		const char *uuid = r->namespaces[i].uuid;
-
-		if (!uuid[0] || used + strlen("uuid:") + strlen(uuid) >= sizeof(r->identity))
-			continue;
-		used += snprintf(r->identity + used, sizeof(r->identity) - used, "%s%s", used ? "," : "uuid:", uuid);
-	}
-	if (used)
+	if (identify_by_uuids(r))
 		return;
 	/* The path last: it is what may be cut off. */
 	snprintf(r->identity, sizeof(r->identity), "at:%" PRIx64 "+%" PRIx64 ":%.*s", r->resource, r->size,

@@ -304,6 +304,13 @@ static void test_every_candidate_is_lost(void **state)
 	assert_claimed("at:1000+1000:/sys/x", 4096, ACKNOWLEDGED, "at:2000+1000:/sys/x", false);
 	assert_claimed("at:1000+1000:/sys/x", 8192, LATCHED, "at:2000+1000:/sys/x", false);
 	assert_claimed("uuid:1", 4096, LATCHED, "uuid:2", false);
+	/* Namespaces were made and destroyed, and one is still there. */
+	assert_claimed("uuid:1", 4096, LATCHED, "uuid:1,2", true);
+	assert_claimed("uuid:1,2", 4096, LATCHED, "uuid:1", true);
+	assert_claimed("uuid:1,2", 4096, LATCHED, "uuid:2,1", true);
+	assert_claimed("uuid:1,2", 8192, LATCHED, "uuid:2,3", true);
+	assert_claimed("uuid:1,2", 4096, ACKNOWLEDGED, "uuid:2,3", false);
+	assert_claimed("uuid:1,22", 4096, LATCHED, "uuid:2,11", false);
 	assert_claimed("file:/x", 4096, LATCHED, "uuid:2", false);
 	assert_claimed("uuid:1", 4096, DAMAGED, "uuid:2", true);
 }

@@ -290,6 +290,16 @@ static void test_identity(void **state)
 	strcpy(add_namespace(r, NAMESPACE_MODE_FSDAX, "pmem1")->uuid, UUID);
 	assert_int_equal(region_classify(r), 0);
 	assert_string_equal(r->identity, "uuid:" UUID "," UUID);
+
+	/* In whatever order they are listed. */
+	strcpy(r->namespaces[0].uuid, "b");
+	strcpy(r->namespaces[1].uuid, "a");
+	assert_int_equal(region_classify(r), 0);
+	assert_string_equal(r->identity, "uuid:a,b");
+	strcpy(r->namespaces[0].uuid, "a");
+	strcpy(r->namespaces[1].uuid, "b");
+	assert_int_equal(region_classify(r), 0);
+	assert_string_equal(r->identity, "uuid:a,b");
 }
 
 static void test_copies(void **state)
