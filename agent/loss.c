@@ -22,15 +22,6 @@
 /* What failed is tried again after this. */
 #define LOSS_RETRY_USEC (30 * USEC_PER_SEC)
 
-struct loss_record {
-	struct state_record record; /* if damaged: nothing */
-	uint64_t hash;
-	bool damaged;
-	bool dirty;            /* to be saved */
-	unsigned int n_saving; /* orders that have not been answered */
-	TAILQ_ENTRY(loss_record) entry;
-};
-
 static int start_child(struct manager *m);
 static void save_dirty(struct manager *m);
 
@@ -92,7 +83,7 @@ static void doubt_all(struct manager *m)
 
 /* ---- records ---- */
 
-static struct loss_record *find_record(struct manager *m, uint64_t hash)
+struct loss_record *loss_find_record(struct manager *m, uint64_t hash)
 {
 	struct loss_record *r;
 
@@ -104,7 +95,7 @@ static struct loss_record *find_record(struct manager *m, uint64_t hash)
 
 static struct loss_record *add_record(struct manager *m, uint64_t hash)
 {
-	struct loss_record *r = find_record(m, hash);
+	struct loss_record *r = loss_find_record(m, hash);
 
 	if (r)
 		return r;
@@ -119,11 +110,6 @@ static struct loss_record *add_record(struct manager *m, uint64_t hash)
 	return r;
 }
 
-static bool is_of(const struct loss_record *r, const struct region *region)
-{
-	return !r->damaged && strcmp(r->record.identity, region->identity) == 0;
-}
-
 static void forget_records(struct manager *m)
 {
 	struct loss_record *r;
@@ -135,8 +121,7 @@ static void forget_records(struct manager *m)
 	m->memory.n_records = 0;
 }
 
-/* What the page says is to be on record, once it is known what is there. */
-static void remember(struct manager_region *mr)
+void loss_remember(struct manager_region *mr)
 {
 	struct manager *m = mr->manager;
 	const struct pmem_agent_page *page = mr->page;
@@ -162,130 +147,13 @@ static void remember(struct manager_region *mr)
 	memcpy(record.identity, mr->region->identity, sizeof(record.identity));
 	if (!page->agent.loss_earlier)
 		memcpy(record.boot_id, m->boot_id.bytes, sizeof(record.boot_id));
-	if (is_of(r, mr->region) && !r->dirty && r->record.loss == record.loss &&
+	if (recall_is_of(r, mr->region) && !r->dirty && r->record.loss == record.loss &&
 	    r->record.acknowledged == record.acknowledged)
 		return;
 	r->record = record;
 	r->damaged = false;
 	r->dirty = true;
 	save_dirty(m);
-}
-
-/* ---- which region a record is of ---- */
-
-static bool is_present(const struct manager *m, uint64_t hash)
-{
-	const struct manager_region *mr;
-
-	TAILQ_FOREACH (mr, &m->regions, entry)
-		if (region_identity_hash(mr->region->identity) == hash)
-			return true;
-	return false;
-}
-
-static bool begins_with(const char *text, const char *prefix)
-{
-	return strncmp(text, prefix, strlen(prefix)) == 0;
-}
-
-static bool has_uuid(const char *uuids, const char *uuid, size_t n)
-{
-	for (; *uuids; uuids += strcspn(uuids, ","), uuids += *uuids == ',')
-		if (strcspn(uuids, ",") == n && memcmp(uuids, uuid, n) == 0)
-			return true;
-	return false;
-}
-
-/* A namespace of it was made or destroyed: it is still that region. */
-static bool shares_uuid(const char *a, const char *b)
-{
-	a += strlen("uuid:");
-	b += strlen("uuid:");
-	for (; *a; a += strcspn(a, ","), a += *a == ',')
-		if (has_uuid(b, a, strcspn(a, ",")))
-			return true;
-	return false;
-}
-
-/*
- * Whether a record of another identity may be of this region, whose address, namespaces, or the way in which it is
- * identified, are not what they were. A UUID and a file are what they are.
- */
-static bool may_be_of(const struct manager *m, const struct loss_record *r, const struct region *region)
-{
-	if (is_present(m, r->hash) || begins_with(region->identity, "file:"))
-		return false;
-	if (r->damaged)
-		return true;
-	if (r->record.loss <= r->record.acknowledged || begins_with(r->record.identity, "file:"))
-		return false;
-	if (begins_with(r->record.identity, "uuid:") && begins_with(region->identity, "uuid:"))
-		return shares_uuid(r->record.identity, region->identity);
-	return r->record.size == region->size;
-}
-
-static const struct loss_record *find_candidate(struct manager *m, const struct region *region)
-{
-	const struct loss_record *r = find_record(m, region_identity_hash(region->identity));
-
-	if (r)
-		return r;
-	TAILQ_FOREACH (r, &m->memory.records, entry)
-		if (may_be_of(m, r, region))
-			return r;
-	return NULL;
-}
-
-/* The newest loss that the record tells of, or stands for. */
-static struct flush_loss loss_of(const struct manager *m, const struct loss_record *r, const struct region *region)
-{
-	struct flush_loss loss = {
-		.number = r->record.loss,
-		.error = r->record.error,
-		.origin = r->record.origin,
-		.round = r->record.round,
-		.epoch = r->record.epoch,
-		.usec = r->record.usec,
-		.earlier_boot = memcmp(r->record.boot_id, m->boot_id.bytes, sizeof(r->record.boot_id)) != 0,
-	};
-
-	if (r->damaged) {
-		loss = (struct flush_loss){ .error = EIO, .usec = now_usec(CLOCK_REALTIME), .earlier_boot = true };
-		/* Nobody knows how far they were counted: this is more than any. */
-		loss.number = loss.usec / USEC_PER_SEC;
-	}
-	if (!is_of(r, region))
-		loss.origin = FLUSH_ORIGIN_RECORD;
-	return loss;
-}
-
-/* The records have been read: what they say of the region comes into its page, unless it has, and it goes on. */
-static void recall(struct manager_region *mr)
-{
-	struct manager *m = mr->manager;
-	const struct loss_record *r = find_candidate(m, mr->region);
-	struct flush_status status;
-
-	if (mr->page->agent.recalled) {
-		/* The agent before us may not have got to it. */
-		remember(mr);
-		return;
-	}
-	if (r) {
-		struct flush_loss loss = loss_of(m, r, mr->region);
-
-		flush_restore_loss(mr->flush, &loss, r->record.acknowledged);
-	}
-	manager_region_get_status(mr, &status);
-	round_publish_loss(mr);
-	if (status.loss.number == 0)
-		page_store(mr->page->agent.loss, status.acknowledged);
-	page_store(mr->page->agent.acknowledged, status.acknowledged);
-	page_store(mr->page->agent.recalled, 1);
-	flush_recalled(mr->flush);
-	remember(mr);
-	manager_notify(m, MANAGER_ROUND, mr);
-	round_kick(mr);
 }
 
 /* ---- a region joins, loses something, is acknowledged ---- */
@@ -314,7 +182,7 @@ void loss_join(struct manager_region *mr)
 	struct manager *m = mr->manager;
 
 	if (m->memory.loaded)
-		recall(mr);
+		recall_region(mr);
 	else if (m->memory.problem[0])
 		doubt(mr);
 }
@@ -322,7 +190,7 @@ void loss_join(struct manager_region *mr)
 /* Its page and record are those of the region that has come in its place, if there is one. */
 static bool is_replaced(const struct manager_region *mr)
 {
-	return mr->removed && is_present(mr->manager, region_identity_hash(mr->region->identity));
+	return mr->removed && recall_is_present(mr->manager, region_identity_hash(mr->region->identity));
 }
 
 void loss_store(struct manager_region *mr, const struct flush_status *status)
@@ -347,7 +215,7 @@ void loss_store(struct manager_region *mr, const struct flush_status *status)
 	if (!mr->worker || status->state == FLUSH_IDLE || failed != status->started)
 		page_store(page->agent.failed_seen, failed);
 	if (page->agent.recalled)
-		remember(mr);
+		loss_remember(mr);
 }
 
 int manager_acknowledge(struct manager *m, struct manager_region *mr, uint64_t number,
@@ -382,7 +250,7 @@ int manager_acknowledge(struct manager *m, struct manager_region *mr, uint64_t n
 		return answer;
 
 	page_store(mr->page->agent.acknowledged, number);
-	remember(mr);
+	loss_remember(mr);
 	log_region(LOG_NOTICE, LOG_EVENT_ACKNOWLEDGED, name, status.epoch, "%s: loss %" PRIu64 " has been acknowledged",
 		   name, number);
 	manager_notify(m, MANAGER_ACKNOWLEDGED, mr);
@@ -477,13 +345,13 @@ static void on_loaded(struct manager *m, const struct state_answer *answer)
 		set_problem(m, "");
 	TAILQ_FOREACH (mr, &m->regions, entry) {
 		if (mr->flush)
-			recall(mr);
+			recall_region(mr);
 	}
 }
 
 static void on_saved(struct manager *m, const struct state_answer *answer)
 {
-	struct loss_record *r = find_record(m, answer->hash);
+	struct loss_record *r = loss_find_record(m, answer->hash);
 
 	m->memory.n_saving--;
 	if (r && r->n_saving > 0)

@@ -9,6 +9,7 @@
  *   round-host.c what of a round only the host can do
  *   attest.c     what the host says of the regions, and new instances
  *   loss.c       what is remembered of losses, beyond the agent and beyond the boot
+ *   recall.c     whose the losses are that are on record
  *   watch.c      the losses that only the witness saw
  *   request.c    from a door's call to its answer
  */
@@ -39,6 +40,15 @@ struct round_host {
 	uint64_t number;            /* that the host was asked by; 0: it has not been, or is not there any more */
 	uint64_t asked_usec;        /* since when there is something to ask, CLOCK_MONOTONIC; 0: there was nothing */
 	sd_event_source *timer;
+};
+
+struct loss_record {
+	struct state_record record; /* if damaged: nothing */
+	uint64_t hash;
+	bool damaged;
+	bool dirty;            /* to be saved */
+	unsigned int n_saving; /* orders that have not been answered */
+	TAILQ_ENTRY(loss_record) entry;
 };
 
 struct manager_region {
@@ -86,9 +96,10 @@ struct manager {
 	struct {
 		struct scan *scan; /* NULL: none is under way */
 		sd_event_source *source, *timer;
-		sd_event_source *retry; /* after one that failed */
-		bool again;             /* something has changed since it began, or not all has been seen */
-		char problem[256];      /* "" if the regions known are all there are, or will be in a moment */
+		sd_event_source *retry;         /* after one that failed */
+		bool again;                     /* something has changed since it began, or not all has been seen */
+		const struct region_list *seen; /* NULL: none is about to join */
+		char problem[256];              /* "" if the regions known are all there are, or will be in a moment */
 	} look;
 
 	struct mount_cache *mounts;
@@ -274,6 +285,25 @@ void loss_join(struct manager_region *mr);
 
 /* Its newest loss: in the page at once, on record as soon as that can be. */
 void loss_store(struct manager_region *mr, const struct flush_status *status);
+
+/* NULL: there is none. */
+struct loss_record *loss_find_record(struct manager *m, uint64_t hash);
+
+/* What the page says is to be on record, once it is known what is there. */
+void loss_remember(struct manager_region *mr);
+
+/* ---- recall.c ---- */
+
+bool recall_is_of(const struct loss_record *r, const struct region *region);
+
+/* Whether a region has that region_identity_hash(). */
+bool recall_is_present(const struct manager *m, uint64_t hash);
+
+/*
+ * The records have been read: what they say of the region comes into its page, and it goes on. Into a page that has
+ * been told already comes only what is newer, of an identity that the region may have had meanwhile.
+ */
+void recall_region(struct manager_region *mr);
 
 /* ---- watch.c ---- */
 

@@ -120,9 +120,11 @@ static void take_seen(struct manager *m, struct region_list *list)
 			*seen = region_free(*seen);
 		update_region(m, mr, seen && *seen ? seen : NULL);
 	}
+	m->look.seen = list;
 	for (unsigned int i = 0; i < list->n_regions; i++)
 		if (list->regions[i])
 			add_region(m, &list->regions[i]);
+	m->look.seen = NULL;
 }
 
 /* ---- looking ---- */

@@ -60,11 +60,15 @@ static void reboot(void)
 }
 
 /* As a boot before this one left it. */
-static void record(const char *of, uint64_t size, uint64_t loss, uint64_t acknowledged, char ret_path[static 96])
+static void record_of_time(const char *of, uint64_t size, uint64_t loss, uint64_t acknowledged, uint64_t usec,
+			   char ret_path[static 96])
 {
-	struct state_record r = {
-		.size = size, .loss = loss, .acknowledged = acknowledged, .error = ENXIO, .origin = FLUSH_ORIGIN_ROUND
-	};
+	struct state_record r = { .size = size,
+				  .loss = loss,
+				  .acknowledged = acknowledged,
+				  .usec = usec,
+				  .error = ENXIO,
+				  .origin = FLUSH_ORIGIN_ROUND };
 	struct state_answer answer;
 	struct state *s;
 
@@ -76,6 +80,11 @@ static void record(const char *of, uint64_t size, uint64_t loss, uint64_t acknow
 		sched_yield();
 	assert_int_equal(answer.error, 0);
 	state_free(s);
+}
+
+static void record(const char *of, uint64_t size, uint64_t loss, uint64_t acknowledged, char ret_path[static 96])
+{
+	record_of_time(of, size, loss, acknowledged, 0, ret_path);
 }
 
 /* ---- one agent after the other ---- */
@@ -315,6 +324,81 @@ static void test_every_candidate_is_lost(void **state)
 	assert_claimed("uuid:1", 4096, DAMAGED, "uuid:2", true);
 }
 
+#define AT_1000 "at:1000+1000:/sys/x"
+#define AT_2000 "at:2000+1000:/sys/x"
+
+/* The number of the loss of a region of 4096 bytes at 1000, which is acknowledged then if that is asked for. */
+static uint64_t join_at_1000(bool acknowledged)
+{
+	char detail[MOUNT_DETAIL_MAX];
+	struct manager_region *mr;
+	struct flush_status s;
+	struct region *region;
+
+	start();
+	assert_int_equal(scan_emulated("other", emulated, &region), 0);
+	snprintf(region->identity, sizeof(region->identity), AT_1000);
+	region->size = 4096;
+	assert_int_equal(round_region_new(manager, region, &mr), 0);
+	manager_region_get_status(mr, &s);
+	assert_int_equal(pmem_agent_page_lost(mr->page), s.loss.number > 0 ? PMEM_AGENT_LOST : 0);
+	if (acknowledged)
+		assert_int_equal(manager_acknowledge(manager, mr, s.loss.number, detail), 0);
+	wait_for_state();
+	round_region_free(mr);
+	end_agent();
+	return s.loss.number;
+}
+
+static void forget_page_of(const char *of)
+{
+	char path[96];
+
+	worker_page_path(directory, of, path, sizeof(path));
+	assert_int_equal(unlink(path), 0);
+}
+
+/* A region that has a record of its own may have lost more since, under another identity; and then only once. */
+static void test_newer_loss_of_another_identity(void **state)
+{
+	static const struct {
+		uint64_t loss, usec, expected;
+	} rows[] = { { 1, 1, 7 }, { 9, 1, 10 }, { 1, 2, 0 }, { 1, 3, 0 } };
+	char own[96], other[96];
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		record_of_time(AT_1000, 4096, rows[i].loss, rows[i].loss, rows[i].usec, own);
+		record_of_time(AT_2000, 4096, 7, 6, 2, other);
+		assert_int_equal(join_at_1000(rows[i].expected > 0), rows[i].expected);
+		assert_int_equal(join_at_1000(false), 0);
+		forget_page_of(AT_1000);
+		assert_int_equal(join_at_1000(false), 0);
+		assert_int_equal(join_at_1000(false), 0);
+		forget_page_of(AT_1000);
+		unlink(own);
+		unlink(other);
+	}
+}
+
+/* So it may have since its page was told of earlier boots. */
+static void test_newer_loss_in_the_same_boot(void **state)
+{
+	char own[96], other[96];
+
+	assert_int_equal(join_at_1000(false), 0);
+	record_of_time(AT_2000, 4096, 7, 6, 2, other);
+	assert_int_equal(join_at_1000(true), 7);
+	assert_int_equal(join_at_1000(false), 0);
+	record_of_time(AT_2000, 4096, 8, 6, 3, other);
+	assert_int_equal(join_at_1000(false), 8);
+	assert_int_equal(join_at_1000(true), 8);
+	assert_int_equal(join_at_1000(false), 0);
+	forget_page_of(AT_1000);
+	unlink(other);
+	snprintf(own, sizeof(own), "%s/%016" PRIx64 ".loss", directory, region_identity_hash(AT_1000));
+	assert_int_equal(unlink(own), 0);
+}
+
 /* ---- a state directory that is of no use ---- */
 
 static void start_with(const char *state_dir)
@@ -435,6 +519,8 @@ int main(void)
 		TEST(test_acknowledged_in_mid_round),
 		TEST(test_identity),
 		TEST(test_every_candidate_is_lost),
+		TEST(test_newer_loss_of_another_identity),
+		TEST(test_newer_loss_in_the_same_boot),
 		TEST(test_unreadable),
 		TEST(test_unwritable),
 		TEST(test_unwritable_for_a_while),
