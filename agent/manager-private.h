@@ -99,7 +99,9 @@ struct manager {
 		sd_event_source *retry;         /* after one that failed */
 		bool again;                     /* something has changed since it began, or not all has been seen */
 		const struct region_list *seen; /* NULL: none is about to join */
-		char problem[256];              /* "" if the regions known are all there are, or will be in a moment */
+		bool emulated;                  /* one of these is to be tried again */
+		char unserved[256]; /* since the newest began: a region that cannot be served; "" if there is none */
+		char problem[256];  /* "" if the regions known are all there are, or will be in a moment */
 	} look;
 
 	struct mount_cache *mounts;

@@ -17,6 +17,47 @@
 #define RETRY_USEC (30 * USEC_PER_SEC)
 #define START_USEC (5 * USEC_PER_SEC) /* systemd waits for us meanwhile */
 
+/* ---- what could not be seen, or served ---- */
+
+static void set_problem(struct manager *m, const char *text)
+{
+	if (strcmp(m->look.problem, text) == 0)
+		return;
+	snprintf(m->look.problem, sizeof(m->look.problem), "%s", text);
+	if (text[0])
+		log_daemon(LOG_WARNING, LOG_EVENT_SCAN, "%s", text);
+	else
+		log_daemon(LOG_NOTICE, LOG_EVENT_SCAN, "the regions have been looked at again");
+	manager_notify(m, MANAGER_SCAN, NULL);
+}
+
+static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	regions_look(userdata);
+	return 0;
+}
+
+/* Nothing may happen any more that would have them looked at again. */
+static void retry_later(struct manager *m)
+{
+	m->look.retry = sd_event_source_disable_unref(m->look.retry);
+	sd_event_add_time_relative(m->event, &m->look.retry, CLOCK_MONOTONIC, RETRY_USEC, USEC_PER_SEC, on_retry, m);
+}
+
+/* It is not known for as long as that is so, but it is there. */
+static void set_unserved(struct manager *m, const char *name, int error)
+{
+	char text[sizeof(m->look.unserved)];
+
+	snprintf(text, sizeof(text), "%s cannot be served: %s", name, strerrordesc_np(error));
+	if (strcmp(m->look.problem, text) != 0)
+		log_region(LOG_ERR, LOG_EVENT_NONE, name, 0, "%s; it is tried again every %u s", text,
+			   (unsigned int)(RETRY_USEC / USEC_PER_SEC));
+	if (!m->look.unserved[0])
+		memcpy(m->look.unserved, text, sizeof(text));
+	retry_later(m);
+}
+
 /* ---- what was seen ---- */
 
 static void remove_region(struct manager *m, struct manager_region *mr)
@@ -27,7 +68,7 @@ static void remove_region(struct manager *m, struct manager_region *mr)
 	round_region_remove(mr);
 }
 
-static int add_region(struct manager *m, struct region **region)
+static void add_region(struct manager *m, struct region **region)
 {
 	struct manager_region *mr = NULL, *before;
 	int r = attest_recall(m, *region);
@@ -35,9 +76,8 @@ static int add_region(struct manager *m, struct region **region)
 	if (r == 0)
 		r = round_region_new(m, *region, &mr);
 	if (r < 0) {
-		log_region(LOG_ERR, LOG_EVENT_NONE, (*region)->name, 0, "%s cannot be served: %s", (*region)->name,
-			   strerrordesc_np(-r));
-		return r;
+		set_unserved(m, (*region)->name, -r);
+		return;
 	}
 	*region = NULL;
 
@@ -56,7 +96,6 @@ static int add_region(struct manager *m, struct region **region)
 		   mr->region->provider, mr->region->asynchronous ? "asynchronous" : "synchronous",
 		   region_method_to_string(mr->region->method));
 	manager_notify(m, MANAGER_REGION_ADDED, mr);
-	return 0;
 }
 
 /* Whether the rounds can go on as they are after a scan that saw something new. */
@@ -96,6 +135,8 @@ void manager_replace_region(struct manager *m, struct manager_region *mr, struct
 	update_region(m, mr, seen);
 	if (*seen)
 		add_region(m, seen);
+	if (m->look.unserved[0])
+		set_problem(m, m->look.unserved);
 }
 
 /* The host's word goes with what stays where it was. */
@@ -104,6 +145,26 @@ static int keep_backing(const struct region *old, struct region *seen)
 	if (!seen || old->resource != seen->resource || old->size != seen->size)
 		return 0;
 	return region_set_backing(seen, &old->backing);
+}
+
+/* Those that are not known yet. */
+static void add_emulated(struct manager *m)
+{
+	for (unsigned int i = 0; i < m->conf->n_regions; i++) {
+		const struct conf_region *c = &m->conf->regions[i];
+		_cleanup_(region_freep) struct region *region = NULL;
+		int r;
+
+		if (!c->emulate[0] || manager_find_region(m, c->name))
+			continue;
+		r = scan_emulated(c->name, c->emulate, &region);
+		if (r < 0)
+			log_region(LOG_ERR, LOG_EVENT_CONFIG, c->name, 0, "%s: Emulate=%s: %s", c->name, c->emulate,
+				   strerrordesc_np(-r));
+		else
+			add_region(m, &region);
+		m->look.emulated |= region != NULL;
+	}
 }
 
 static void take_seen(struct manager *m, struct region_list *list)
@@ -116,8 +177,10 @@ static void take_seen(struct manager *m, struct region_list *list)
 
 		if (mr->region->kind == REGION_KIND_EMULATED)
 			continue;
-		if (seen && keep_backing(mr->region, *seen) < 0)
+		if (seen && keep_backing(mr->region, *seen) < 0) {
+			set_unserved(m, mr->region->name, ENOMEM);
 			*seen = region_free(*seen);
+		}
 		update_region(m, mr, seen && *seen ? seen : NULL);
 	}
 	m->look.seen = list;
@@ -125,29 +188,14 @@ static void take_seen(struct manager *m, struct region_list *list)
 		if (list->regions[i])
 			add_region(m, &list->regions[i]);
 	m->look.seen = NULL;
+	if (m->look.emulated) {
+		m->look.emulated = false;
+		add_emulated(m);
+	}
 }
 
 /* ---- looking ---- */
 
-static void set_problem(struct manager *m, const char *text)
-{
-	if (strcmp(m->look.problem, text) == 0)
-		return;
-	snprintf(m->look.problem, sizeof(m->look.problem), "%s", text);
-	if (text[0])
-		log_daemon(LOG_WARNING, LOG_EVENT_SCAN, "%s", text);
-	else
-		log_daemon(LOG_NOTICE, LOG_EVENT_SCAN, "the regions have been looked at again");
-	manager_notify(m, MANAGER_SCAN, NULL);
-}
-
-static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	regions_look(userdata);
-	return 0;
-}
-
-/* Nothing may happen any more that would have them looked at again. */
 static void set_failed(struct manager *m, int error)
 {
 	char text[sizeof(m->look.problem)];
@@ -155,8 +203,7 @@ static void set_failed(struct manager *m, int error)
 	snprintf(text, sizeof(text), "the agent could not look for regions: %s; those known stay as they are",
 		 strerrordesc_np(error));
 	set_problem(m, text);
-	m->look.retry = sd_event_source_disable_unref(m->look.retry);
-	sd_event_add_time_relative(m->event, &m->look.retry, CLOCK_MONOTONIC, RETRY_USEC, USEC_PER_SEC, on_retry, m);
+	retry_later(m);
 }
 
 static int on_late(sd_event_source *source, uint64_t usec, void *userdata)
@@ -194,6 +241,7 @@ static int collect(struct manager *m)
 	if (r < 0)
 		return r;
 	mount_cache_forget(m->mounts);
+	m->look.unserved[0] = '\0';
 	take_seen(m, &list);
 	return 0;
 }
@@ -208,9 +256,9 @@ static int on_seen(sd_event_source *source, int fd, uint32_t events, void *userd
 	if (r < 0)
 		set_failed(m, -r);
 	else
-		set_problem(m, "");
+		set_problem(m, m->look.unserved);
 	/* What was read of the witness just now may have begun another look. */
-	watch_regions_seen(m, r >= 0 && !m->look.again && !m->look.scan);
+	watch_regions_seen(m, r >= 0 && !m->look.again && !m->look.scan && !m->look.unserved[0]);
 	if (m->look.again)
 		regions_look(m);
 	return 0;
@@ -295,24 +343,6 @@ const char *manager_get_scan_problem(const struct manager *m)
 
 /* ---- the first of them ---- */
 
-static void add_emulated(struct manager *m)
-{
-	for (unsigned int i = 0; i < m->conf->n_regions; i++) {
-		const struct conf_region *c = &m->conf->regions[i];
-		_cleanup_(region_freep) struct region *region = NULL;
-		int r;
-
-		if (!c->emulate[0])
-			continue;
-		r = scan_emulated(c->name, c->emulate, &region);
-		if (r < 0)
-			log_region(LOG_ERR, LOG_EVENT_CONFIG, c->name, 0, "%s: Emulate=%s: %s", c->name, c->emulate,
-				   strerrordesc_np(-r));
-		else
-			add_region(m, &region);
-	}
-}
-
 /*
  * Nobody is to be told that there is no persistent memory before anybody has looked; but that may hang already.
  */
@@ -335,6 +365,8 @@ int regions_start(struct manager *m)
 		poll(&p, 1, (int)((until - now) / USEC_PER_MSEC) + 1);
 		r = collect(m);
 	} while (r == -EAGAIN);
+	if (r >= 0)
+		set_problem(m, m->look.unserved);
 	return r;
 }
 

@@ -81,8 +81,12 @@ static int make_page(const char *path, const char *identity, sd_id128_t boot_id,
 	fd = open(new, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
 	if (fd < 0)
 		return -errno;
-	if (fchmod(fd, 0644) < 0 || ftruncate(fd, PMEM_AGENT_PAGE_SIZE) < 0)
+	if (fchmod(fd, 0644) < 0)
 		return -errno;
+	/* Not a hole, whose first store is SIGBUS where the filesystem is full. */
+	r = posix_fallocate(fd, 0, PMEM_AGENT_PAGE_SIZE);
+	if (r != 0)
+		return -r;
 	r = map_page(fd, &page);
 	if (r < 0)
 		return r;

@@ -135,3 +135,13 @@ static inline int tear_down_here(void **state)
 		   ? -1
 		   : 0;
 }
+
+static inline void retry_now(void)
+{
+	assert_non_null(manager->look.retry);
+	assert_int_equal(sd_event_source_set_time_accuracy(manager->look.retry, 1), 0);
+	assert_int_equal(sd_event_source_set_time_relative(manager->look.retry, 0), 0);
+	while (manager_get_scan_problem(manager)[0])
+		turn();
+	assert_null(manager->look.retry);
+}

@@ -148,6 +148,7 @@ static void test_child_dies(void **state)
 	assert_string_equal(manager_get_scan_problem(manager), "");
 }
 
+/* Now, and not in half a minute. */
 /* It is tried again also if nothing happens any more. */
 static void test_failed_is_tried_again(void **state)
 {
@@ -157,12 +158,45 @@ static void test_failed_is_tried_again(void **state)
 	assert_int_equal(kill(looking(), SIGKILL), 0);
 	wait_for_look();
 	restore_mode();
-	assert_non_null(manager->look.retry);
-	assert_int_equal(sd_event_source_set_time_accuracy(manager->look.retry, 1), 0);
-	assert_int_equal(sd_event_source_set_time_relative(manager->look.retry, 0), 0);
-	while (manager_get_scan_problem(manager)[0])
-		turn();
-	assert_null(manager->look.retry);
+	retry_now();
+}
+
+/* There is no room for pages: the regions are not known until there is. */
+static void test_no_room_for_pages(void **state)
+{
+	const struct leaf pmem = { .devnum = makedev(259, 0), .name = "pmem0" };
+	char full[64], filler[80], block[4096] = "";
+	struct conf *conf;
+	int fd;
+
+	if (recorded_preloaded)
+		skip();
+	snprintf(full, sizeof(full), "%s/full", directory);
+	snprintf(filler, sizeof(filler), "%s/filler", full);
+	assert_int_equal(mkdir(full, 0700), 0);
+	assert_int_equal(mount("none", full, "tmpfs", 0, "size=64k"), 0);
+	fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	while (write(fd, block, sizeof(block)) > 0)
+		;
+	assert_int_equal(errno, ENOSPC);
+	close(fd);
+
+	assert_int_equal(conf_load(conf_path, &conf), 0);
+	assert_int_equal(manager_new(event, conf, full, directory, &manager), 0);
+	assert_null(find("emu0"));
+	assert_null(find("region0"));
+	assert_non_null(strstr(manager_get_scan_problem(manager), "cannot be served: No space left on device"));
+	assert_true(regions_is_unseen(manager, &pmem));
+
+	assert_int_equal(unlink(filler), 0);
+	retry_now();
+	assert_non_null(find("region0"));
+	assert_non_null(find("region1"));
+	assert_serves();
+	end_agent();
+	assert_int_equal(umount2(full, MNT_DETACH), 0);
+	assert_int_equal(rmdir(full), 0);
 }
 
 /* A device has the number that one of a known region had, who is not known to have gone. */
@@ -210,9 +244,16 @@ static void test_agent_ends(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		TEST_HERE(test_known_from_the_start),  TEST_HERE(test_come_change_and_go), TEST_HERE(test_hangs),
-		TEST_HERE(test_gone_while_it_hangs),   TEST_HERE(test_hangs_at_the_start), TEST_HERE(test_child_dies),
-		TEST_HERE(test_failed_is_tried_again), TEST_HERE(test_number_of_another),  TEST_HERE(test_agent_ends),
+		TEST_HERE(test_known_from_the_start),
+		TEST_HERE(test_come_change_and_go),
+		TEST_HERE(test_hangs),
+		TEST_HERE(test_gone_while_it_hangs),
+		TEST_HERE(test_hangs_at_the_start),
+		TEST_HERE(test_child_dies),
+		TEST_HERE(test_failed_is_tried_again),
+		TEST_HERE(test_no_room_for_pages),
+		TEST_HERE(test_number_of_another),
+		TEST_HERE(test_agent_ends),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

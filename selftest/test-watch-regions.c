@@ -94,6 +94,37 @@ static void test_error_of_nobody(void **state)
 	assert_int_equal(losses_of("region1"), 0);
 }
 
+/* Nor is a disk nobody's whose region is seen and can't be served. */
+static void test_error_before_it_can_be_served(void **state)
+{
+	char identity1[REGION_IDENTITY_MAX], path[128];
+
+	start_watched();
+	snprintf(identity1, sizeof(identity1), "%s", find("region1")->identity);
+	hide(CLASS1);
+	manager_rescan(manager);
+	wait_for_look();
+	assert_null(find("region1"));
+	worker_page_path(directory, identity1, path, sizeof(path) - 4);
+	assert_int_equal(unlink(path), 0);
+	strcat(path, ".new");
+	assert_int_equal(mkdir(path, 0700), 0);
+
+	unhide(CLASS1);
+	say(ERROR1);
+	assert_serves();
+	wait_for_look();
+	assert_null(find("region1"));
+	assert_non_null(strstr(manager_get_scan_problem(manager), "region1 cannot be served: Is a directory"));
+	assert_int_equal(manager->watch.n_strangers, 1);
+
+	assert_int_equal(rmdir(path), 0);
+	retry_now();
+	assert_int_equal(losses_of("region1"), 1);
+	assert_int_equal(losses_of("region0"), 0);
+	assert_int_equal(manager->watch.n_strangers, 0);
+}
+
 /* Too many to keep: whatever is seen has lost something. */
 static void test_errors_of_many(void **state)
 {
@@ -391,6 +422,7 @@ int main(int argc, char **argv)
 		TEST_WATCHED(test_error_while_it_hangs),
 		TEST_WATCHED(test_error_at_the_end_of_a_look),
 		TEST_WATCHED(test_error_of_nobody),
+		TEST_WATCHED(test_error_before_it_can_be_served),
 		TEST_WATCHED(test_errors_of_many),
 		TEST_WATCHED(test_overrun_while_it_hangs),
 		TEST_WATCHED(test_overrun_at_the_end_of_a_look),
