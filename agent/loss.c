@@ -181,6 +181,7 @@ void loss_join(struct manager_region *mr)
 {
 	struct manager *m = mr->manager;
 
+	recall_inherit(mr);
 	if (m->memory.loaded)
 		recall_region(mr);
 	else if (m->memory.problem[0])

@@ -58,6 +58,7 @@ struct manager_region {
 	struct pmem_agent_page *page;
 	bool removed;        /* off the list; lives until its round in flight has ended and */
 	unsigned int n_pins; /* no request refers to it */
+	bool bequeaths;      /* removed and pinned: its losses are to be those of what is in its place */
 
 	struct worker *worker; /* NULL until the first round, and after it died */
 	sd_event_source *worker_source;
@@ -306,6 +307,17 @@ bool recall_is_present(const struct manager *m, uint64_t hash);
  * been told already comes only what is newer, of an identity that the region may have had meanwhile.
  */
 void recall_region(struct manager_region *mr);
+
+/*
+ * While the agent runs, a region that is seen under another identity goes, and joins as a new one. What it has lost, in
+ * its last round too, goes with it: recall_bequeath() before it is removed. recall_is_held_up(): not all of that is
+ * known yet, so that nothing may join in its place; else recall_inherit() when it does. recall_forget_gone(): of those
+ * in whose place there is none in m->regions or m->look.seen.
+ */
+void recall_bequeath(struct manager_region *mr);
+bool recall_is_held_up(const struct manager *m, const struct region *region);
+void recall_inherit(struct manager_region *mr);
+void recall_forget_gone(struct manager *m);
 
 /* ---- watch.c ---- */
 

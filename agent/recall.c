@@ -219,3 +219,84 @@ void recall_region(struct manager_region *mr)
 	manager_notify(m, MANAGER_ROUND, mr);
 	round_kick(mr);
 }
+
+/* ---- from one identity to the next, while the agent runs ---- */
+
+static bool is_where(const struct manager_region *mr, const struct region *region)
+{
+	return mr->region->resource == region->resource && strcmp(mr->region->syspath, region->syspath) == 0;
+}
+
+void recall_bequeath(struct manager_region *mr)
+{
+	if (!mr->flush)
+		return;
+	mr->bequeaths = true;
+	round_region_pin(mr);
+}
+
+static void end_bequest(struct manager_region *mr)
+{
+	mr->bequeaths = false;
+	round_region_unpin(mr);
+}
+
+bool recall_is_held_up(const struct manager *m, const struct region *region)
+{
+	const struct manager_region *mr;
+	struct flush_status status;
+
+	TAILQ_FOREACH (mr, &m->removed, entry) {
+		if (!mr->bequeaths || !is_where(mr, region))
+			continue;
+		manager_region_get_status(mr, &status);
+		if (flush_status_in_flight(&status) || (!mr->page->agent.recalled && !m->memory.loaded))
+			return true;
+	}
+	return false;
+}
+
+static void inherit_from(struct manager_region *mr, struct manager_region *before)
+{
+	struct flush_status status, of_before;
+
+	if (!before->page->agent.recalled)
+		recall_region(before);
+	manager_region_get_status(before, &of_before);
+	if (of_before.loss.number == 0)
+		return;
+	manager_region_get_status(mr, &status);
+	raise_to(&of_before.loss.number, status.acknowledged + 1);
+	of_before.loss.origin = FLUSH_ORIGIN_RECORD;
+	flush_restore_loss(mr->flush, &of_before.loss, 0);
+	round_publish_loss(mr);
+}
+
+void recall_inherit(struct manager_region *mr)
+{
+	struct manager_region *before, *next;
+
+	for (before = TAILQ_FIRST(&mr->manager->removed); before; before = next) {
+		next = TAILQ_NEXT(before, entry);
+		if (!before->bequeaths || !is_where(before, mr->region))
+			continue;
+		inherit_from(mr, before);
+		end_bequest(before);
+	}
+}
+
+void recall_forget_gone(struct manager *m)
+{
+	struct manager_region *before, *mr;
+
+	TAILQ_FOREACH (before, &m->removed, entry) {
+		bool there = false;
+
+		TAILQ_FOREACH (mr, &m->regions, entry)
+			there |= is_where(before, mr->region);
+		for (unsigned int i = 0; i < m->look.seen->n_regions; i++)
+			there |= m->look.seen->regions[i] && is_where(before, m->look.seen->regions[i]);
+		if (before->bequeaths && !there)
+			end_bequest(before);
+	}
+}

@@ -15,6 +15,7 @@
 #include "sysfs.h"
 
 #define RETRY_USEC (30 * USEC_PER_SEC)
+#define SOON_USEC  USEC_PER_SEC
 #define START_USEC (5 * USEC_PER_SEC) /* systemd waits for us meanwhile */
 
 /* ---- what could not be seen, or served ---- */
@@ -38,24 +39,27 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 }
 
 /* Nothing may happen any more that would have them looked at again. */
-static void retry_later(struct manager *m)
+static void retry_later(struct manager *m, uint64_t usec)
 {
 	m->look.retry = sd_event_source_disable_unref(m->look.retry);
-	sd_event_add_time_relative(m->event, &m->look.retry, CLOCK_MONOTONIC, RETRY_USEC, USEC_PER_SEC, on_retry, m);
+	sd_event_add_time_relative(m->event, &m->look.retry, CLOCK_MONOTONIC, usec, USEC_PER_SEC, on_retry, m);
 }
 
-/* It is not known for as long as that is so, but it is there. */
+/* It is not known for as long as that is so, but it is there. -EBUSY: it is held up, see recall.c. */
 static void set_unserved(struct manager *m, const char *name, int error)
 {
+	uint64_t usec = error == EBUSY ? SOON_USEC : RETRY_USEC;
 	char text[sizeof(m->look.unserved)];
 
-	snprintf(text, sizeof(text), "%s cannot be served: %s", name, strerrordesc_np(error));
+	snprintf(text, sizeof(text), "%s cannot be served: %s", name,
+		 error == EBUSY ? "it is not known yet how a flush of it under its former identity ends"
+				: strerrordesc_np(error));
 	if (strcmp(m->look.problem, text) != 0)
 		log_region(LOG_ERR, LOG_EVENT_NONE, name, 0, "%s; it is tried again every %u s", text,
-			   (unsigned int)(RETRY_USEC / USEC_PER_SEC));
+			   (unsigned int)(usec / USEC_PER_SEC));
 	if (!m->look.unserved[0])
 		memcpy(m->look.unserved, text, sizeof(text));
-	retry_later(m);
+	retry_later(m, usec);
 }
 
 /* ---- what was seen ---- */
@@ -71,7 +75,8 @@ static void remove_region(struct manager *m, struct manager_region *mr)
 static void add_region(struct manager *m, struct region **region)
 {
 	struct manager_region *mr = NULL, *before;
-	int r = attest_recall(m, *region);
+	bool held_up = region_can_flush(*region) && recall_is_held_up(m, *region);
+	int r = held_up ? -EBUSY : attest_recall(m, *region);
 
 	if (r == 0)
 		r = round_region_new(m, *region, &mr);
@@ -119,6 +124,8 @@ static void update_region(struct manager *m, struct manager_region *mr, struct r
 	struct region *old = mr->region;
 
 	if (!seen || !same_way_to_flush(old, *seen)) {
+		if (seen && strcmp(old->identity, (*seen)->identity) != 0)
+			recall_bequeath(mr);
 		remove_region(m, mr);
 		return;
 	}
@@ -187,6 +194,7 @@ static void take_seen(struct manager *m, struct region_list *list)
 	for (unsigned int i = 0; i < list->n_regions; i++)
 		if (list->regions[i])
 			add_region(m, &list->regions[i]);
+	recall_forget_gone(m);
 	m->look.seen = NULL;
 	if (m->look.emulated) {
 		m->look.emulated = false;
@@ -203,7 +211,7 @@ static void set_failed(struct manager *m, int error)
 	snprintf(text, sizeof(text), "the agent could not look for regions: %s; those known stay as they are",
 		 strerrordesc_np(error));
 	set_problem(m, text);
-	retry_later(m);
+	retry_later(m, RETRY_USEC);
 }
 
 static int on_late(sd_event_source *source, uint64_t usec, void *userdata)
