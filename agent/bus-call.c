@@ -103,6 +103,9 @@ static int call_new(struct bus *b, sd_bus_message *m, struct bus_call **ret, sd_
 		return set_too_many(error, c->n_calls, "of yours ");
 	if (c && c->known && bus_count_calls(b, c->uid) >= bus_share(b->max_calls))
 		return set_too_many(error, bus_share(b->max_calls), "of your user ");
+	if (c && c->known && !share_is_kept_for(c->uid) &&
+	    bus_count_calls_of_others(b) >= share_of_others(b->max_calls))
+		return set_too_many(error, share_of_others(b->max_calls), "");
 	if (b->n_calls >= b->max_calls && !make_room(b, c))
 		return set_too_many(error, b->n_calls, "");
 	if (!c) {
@@ -268,10 +271,18 @@ static bool keep_to_share(struct bus_client *c)
 	struct bus *b = c->bus;
 	unsigned int n = bus_count_calls(b, c->uid), share = bus_share(b->max_calls),
 		     too_many = n > share ? n - share : 0;
-	bool left = too_many < c->n_calls;
+	unsigned int of_others = bus_count_calls_of_others(b), room = share_of_others(b->max_calls);
+	const char *whose = "of your user ";
+	bool left;
 
+	if (!share_is_kept_for(c->uid) && of_others > room && of_others - room > too_many) {
+		too_many = of_others - room;
+		share = room;
+		whose = "";
+	}
+	left = too_many < c->n_calls;
 	for (unsigned int i = left ? too_many : c->n_calls; i > 0; i--)
-		call_end_too_many(TAILQ_LAST(&c->calls, bus_call_list), share, "of your user ");
+		call_end_too_many(TAILQ_LAST(&c->calls, bus_call_list), share, whose);
 	return left;
 }
 

@@ -130,6 +130,17 @@ unsigned int bus_count_calls(const struct bus *b, uid_t uid)
 	return n;
 }
 
+unsigned int bus_count_calls_of_others(const struct bus *b)
+{
+	const struct bus_client *c;
+	unsigned int n = 0;
+
+	TAILQ_FOREACH (c, &b->clients, entry)
+		if (c->known && !share_is_kept_for(c->uid))
+			n += c->n_calls;
+	return n;
+}
+
 void bus_count_checks(const struct bus *b, uid_t uid, unsigned int *ret_all, unsigned int *ret_of_uid)
 {
 	const struct bus_client *c;

@@ -16,6 +16,7 @@
 
 #include "bus.h"
 #include "polkit.h"
+#include "share.h"
 #include "ticket.h"
 
 #define BUS_MAX_MESSAGE_FDS 32
@@ -167,6 +168,9 @@ unsigned int bus_share(unsigned int all);
 
 /* That are known to be theirs. */
 unsigned int bus_count_calls(const struct bus *b, uid_t uid);
+
+/* All that are known to be of users for whom nothing is kept. */
+unsigned int bus_count_calls_of_others(const struct bus *b);
 
 /* Calls for which polkit is being asked. */
 void bus_count_checks(const struct bus *b, uid_t uid, unsigned int *ret_all, unsigned int *ret_of_uid);

@@ -13,6 +13,7 @@
 #include "closer.h"
 #include "log.h"
 #include "manager-private.h"
+#include "share.h"
 
 static struct request *request_free(struct request *r)
 {
@@ -193,13 +194,26 @@ static int refuse(struct request *r, int answer)
 	return answer;
 }
 
+static int arrive(struct part *part, const struct flush_caller *caller)
+{
+	struct manager_region *mr = part->region;
+	int answer = flush_arrive(mr->flush, &part->request->target.flush, caller, part);
+	struct flush_status status;
+
+	manager_region_get_status(mr, &status);
+	if (answer != 0 || share_allows(status.waiting, mr->manager->conf->queue_depth, caller->uid))
+		return answer;
+	flush_forget(mr->flush, part, 0);
+	return PMEM_AGENT_BUSY;
+}
+
 /* All parts queue up, or none does. */
 static int submit(struct request *r, const struct flush_caller *caller, char detail[static MOUNT_DETAIL_MAX])
 {
 	r->target.flush.descriptor = r->fd >= 0;
 	for (unsigned int i = 0; i < r->n_parts; i++) {
 		struct manager_region *mr = r->parts[i].region;
-		int answer = flush_arrive(mr->flush, &r->target.flush, caller, &r->parts[i]);
+		int answer = arrive(&r->parts[i], caller);
 
 		if (answer != 0) {
 			while (i-- > 0)

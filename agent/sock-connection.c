@@ -227,7 +227,8 @@ static int begin(struct sock_request *r, struct packet *p, char detail[static MO
 	struct mount_file expected;
 	int fd;
 
-	if (c->sock->n_requests > c->sock->max_requests || c->user->n_requests > sock_share(c->sock->max_requests)) {
+	if (!share_allows(c->sock->n_requests, c->sock->max_requests, c->user->uid) ||
+	    c->user->n_requests > sock_share(c->sock->max_requests)) {
 		snprintf(detail, MOUNT_DETAIL_MAX, "%u requests wait at the socket already, %u of them yours",
 			 c->sock->n_requests - 1, c->user->n_requests - 1);
 		return PMEM_AGENT_BUSY;

@@ -11,6 +11,7 @@
 #include <sys/queue.h>
 
 #include "lib/wire.h"
+#include "share.h"
 #include "sock.h"
 
 /* Requests of one connection that have no reply yet, or whose reply the peer hasn't taken: beyond, it isn't read. */
@@ -83,7 +84,7 @@ struct sock {
 
 /* ---- sock.c ---- */
 
-/* What one user may have of it, as in the regions' queues. */
+/* What one user may have of it, as in the regions' queues; and there is share.h. */
 static inline unsigned int sock_share(unsigned int all)
 {
 	return all / 4;

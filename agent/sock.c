@@ -98,6 +98,9 @@ static int add_connection(struct sock *s, int fd)
 	if (user->n_connections > sock_share(s->max_connections)) {
 		snprintf(detail, sizeof(detail), "you have %u connections already", user->n_connections - 1);
 		connection_refuse(c, detail);
+	} else if (!share_allows(s->n_connections, s->max_connections, peer.uid)) {
+		snprintf(detail, sizeof(detail), "there are %u connections already", s->n_connections - 1);
+		connection_refuse(c, detail);
 	}
 	return 0;
 }

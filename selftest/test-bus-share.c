@@ -14,7 +14,8 @@
 #define CALLS_PER_CLIENT 96
 #define CALLS_PER_USER   (MAX_CALLS / 4)
 #define CHECKS_PER_USER  24
-#define N_CLIENTS        (MAX_CALLS / CALLS_PER_CLIENT + 1)
+#define CALLS_OF_OTHERS  (MAX_CALLS - MAX_CALLS / 8)
+#define N_CLIENTS        12 /* more than enough to have all calls, and as many of each of four users */
 #define NOBODY           65534
 #define SOMEBODY         1 /* daemon: the bus lets in whom it knows */
 
@@ -79,12 +80,14 @@ static int on_reply(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return 1;
 }
 
-static void open_crowd(void)
+static void open_crowd(const uid_t *uids, unsigned int n_uids)
 {
 	memset(&counts, 0, sizeof(counts));
 	for (unsigned int i = 0; i < N_CLIENTS; i++)
-		crowd[i] = open_bus_as(NOBODY);
+		crowd[i] = open_bus_as(uids[i % n_uids]);
 }
+
+static const uid_t nobody[] = { NOBODY };
 
 /* What has come, and waits for more. */
 static void process_crowd(void)
@@ -143,6 +146,15 @@ static char *submit(sd_bus *from)
 	return strdup(ticket);
 }
 
+static unsigned int wait_in_crowd(unsigned int client, const char *ticket)
+{
+	for (unsigned int j = 0; j < CALLS_PER_CLIENT; j++)
+		assert_true(sd_bus_call_method_async(crowd[client], NULL, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER,
+						     "Wait", on_reply, NULL, "sa{sv}", ticket, 0) >= 0);
+	assert_true(sd_bus_flush(crowd[client]) >= 0);
+	return CALLS_PER_CLIENT;
+}
+
 /* Whatever the number of their connections: those of one user share what one user may have. */
 static void test_calls_of_a_user(void **state)
 {
@@ -152,15 +164,11 @@ static void test_calls_of_a_user(void **state)
 
 	assert_others_are_served();
 	worker = find_worker();
-	open_crowd();
+	open_crowd(nobody, 1);
 	stop_process(worker);
 	ticket = submit(crowd[0]);
-	for (unsigned int i = 0; i < N_CLIENTS; i++) {
-		for (unsigned int j = 0; j < CALLS_PER_CLIENT; j++, n++)
-			assert_true(sd_bus_call_method_async(crowd[i], NULL, BUS_NAME, BUS_PATH, BUS_INTERFACE_MANAGER,
-							     "Wait", on_reply, NULL, "sa{sv}", ticket, 0) >= 0);
-		assert_true(sd_bus_flush(crowd[i]) >= 0);
-	}
+	for (unsigned int i = 0; i < N_CLIENTS; i++)
+		n += wait_in_crowd(i, ticket);
 	assert_true(n > MAX_CALLS);
 	while (counts.too_many < n - CALLS_PER_USER)
 		process_crowd();
@@ -171,6 +179,42 @@ static void test_calls_of_a_user(void **state)
 		process_crowd();
 	assert_int_equal(counts.well + counts.else_wise, CALLS_PER_USER);
 	assert_int_equal(counts.too_many, n - CALLS_PER_USER);
+	close_crowd();
+	assert_others_are_served();
+}
+
+/* Four users have all but those that are kept for root. */
+static void test_calls_of_many_users(void **state)
+{
+	static const uid_t uids[] = { NOBODY, SOMEBODY, 2, 3 };
+	char *tickets[N_CLIENTS];
+	unsigned int n = 0;
+	pid_t worker;
+
+	if (geteuid() != 0) {
+		print_message("# another user needs root\n");
+		skip();
+	}
+	assert_others_are_served();
+	worker = find_worker();
+	open_crowd(uids, ARRAY_SIZE(uids));
+	stop_process(worker);
+	for (unsigned int i = 0; i < N_CLIENTS; i++)
+		tickets[i] = submit(crowd[i]);
+	for (unsigned int i = 0; i < N_CLIENTS; i++) {
+		n += wait_in_crowd(i, tickets[i]);
+		free(tickets[i]);
+	}
+	assert_true(n > MAX_CALLS);
+	while (counts.too_many < n - MAX_CALLS)
+		process_crowd();
+	assert_others_are_heard();
+	while (counts.too_many < n - CALLS_OF_OTHERS)
+		process_crowd();
+	assert_int_equal(kill(worker, SIGCONT), 0);
+	while (counts.well + counts.too_many + counts.else_wise < n)
+		process_crowd();
+	assert_int_equal(counts.too_many, n - CALLS_OF_OTHERS);
 	close_crowd();
 	assert_others_are_served();
 }
@@ -218,7 +262,7 @@ static void test_checks_of_a_user(void **state)
 		skip();
 	}
 	authority = start_authority(on_check, NULL);
-	open_crowd();
+	open_crowd(nobody, 1);
 	for (unsigned int i = 0; i < 3; i++) {
 		for (unsigned int j = 0; j < 64; j++, n++) {
 			_cleanup_(sd_bus_message_unrefp) sd_bus_message *call = new_flush_by_name(crowd[i]);
@@ -244,6 +288,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_calls_of_a_user),
+		cmocka_unit_test(test_calls_of_many_users),
 		cmocka_unit_test(test_checks_of_a_user),
 	};
 

@@ -216,6 +216,34 @@ static void test_quota(void **state)
 	assert_answer(&answers[256], PMEM_AGENT_DURABLE);
 }
 
+/* Many users fill no more than seven eighths of it: there is room for root. */
+static void test_room_for_root(void **state)
+{
+	static struct answer_of answers[1024];
+	static const struct flush_caller root = { .uid = 0 };
+	unsigned int n = 0, n_refused = 0;
+	char detail[MOUNT_DETAIL_MAX];
+	struct request *request;
+	struct answer_of a = { .told = false };
+
+	start_agent();
+	for (unsigned int i = 0; i < 4 * 256; i++) {
+		const struct flush_caller one = { .uid = 1000 + i % 4 };
+
+		answers[n].told = false;
+		if (manager_flush_region(manager, emu0(), &one, on_done, &answers[n], &request, detail) == 0)
+			n++;
+		else
+			n_refused++;
+	}
+	assert_int_equal(manager_flush_region(manager, emu0(), &root, on_done, &a, &request, detail), 0);
+	assert_int_equal(n, 896);
+	assert_int_equal(n_refused, 128);
+	assert_answer(&a, PMEM_AGENT_DURABLE);
+	for (unsigned int i = 0; i < n; i++)
+		assert_answer(&answers[i], PMEM_AGENT_DURABLE);
+}
+
 /* Who asks is told later: by then the region may be gone, or lost. */
 static void test_admitted_later(void **state)
 {
@@ -436,6 +464,7 @@ int main(void)
 		TEST(test_path_descriptor),
 		TEST(test_deadline),
 		TEST(test_quota),
+		TEST(test_room_for_root),
 		TEST(test_admitted_later),
 		cmocka_unit_test_setup_teardown(test_loss_of_one_while_the_other_is_awaited, set_up_both,
 						tear_down_both),

@@ -103,6 +103,84 @@ static void test_quota_of_a_user(void **state)
 	close(pipes[1]);
 }
 
+static int connect_as(uid_t uid)
+{
+	int fd;
+
+	assert_int_equal(seteuid(uid), 0);
+	fd = connect_agent();
+	assert_int_equal(seteuid(0), 0);
+	return fd;
+}
+
+#define N_USERS 5
+
+/* Many users have all connections but those that are kept for root. */
+static void test_connection_for_root(void **state)
+{
+	int fds[MAX_CONNECTIONS], fd;
+	struct pmem_agent_reply reply;
+	unsigned int n = 0;
+
+	if (geteuid() != 0) {
+		print_message("# another user needs root\n");
+		skip();
+	}
+	for (uid_t uid = 1000; uid < 1000 + N_USERS; uid++)
+		for (unsigned int i = 0; i < MAX_CONNECTIONS / 4 && n < MAX_CONNECTIONS; i++) {
+			fds[n] = connect_as(uid);
+			assert_true(raw_flush(fds[n], n, target) == 0 || errno == EPIPE || errno == ECONNRESET);
+			assert_int_equal(raw_receive(fds[n], &reply), sizeof(reply));
+			if (reply.answer == PMEM_AGENT_DURABLE) {
+				n++;
+				continue;
+			}
+			assert_non_null(strstr(reply.detail, "connections already"));
+			close(fds[n]);
+		}
+	fd = connect_agent();
+	assert_int_equal(raw_flush(fd, 1, target), 0);
+	assert_int_equal(poll(&(struct pollfd){ .fd = fd, .events = POLLIN }, 1, 60000), 1);
+	expect(fd, 1, PMEM_AGENT_DURABLE, NULL);
+	close(fd);
+	while (n > 0)
+		close(fds[--n]);
+}
+
+/* So it is with requests. They have been looked at when what comes after them is answered. */
+static void test_request_for_root(void **state)
+{
+	const struct pmem_agent_request garbage = { .version = 9 };
+	struct pmem_agent_reply reply;
+	int fds[2 * N_USERS], fd;
+	pid_t worker;
+
+	if (geteuid() != 0) {
+		print_message("# another user needs root\n");
+		skip();
+	}
+	worker = stop_worker();
+	for (unsigned int i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = connect_as(1000 + i / 2);
+		for (uint64_t id = 1; id < MAX_OUTSTANDING; id++)
+			assert_int_equal(raw_flush(fds[i], id, target), 0);
+		assert_int_equal(raw_send(fds[i], &garbage, sizeof(garbage), -1, 0), 0);
+		do
+			assert_int_equal(raw_receive(fds[i], &reply), sizeof(reply));
+		while (reply.answer == PMEM_AGENT_BUSY);
+		assert_int_equal(reply.answer, PMEM_AGENT_REFUSED);
+	}
+	fd = connect_agent();
+	assert_int_equal(raw_flush(fd, 1, target), 0);
+	assert_int_equal(raw_send(fd, &garbage, sizeof(garbage), -1, 0), 0);
+	expect(fd, 0, PMEM_AGENT_REFUSED, NULL);
+	kill(worker, SIGCONT);
+	expect(fd, 1, PMEM_AGENT_DURABLE, NULL);
+	close(fd);
+	for (unsigned int i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+}
+
 #define CROWD 16
 
 /* Whoever has one connection that is ready waits for one of another user's, not for all of them. */
@@ -182,6 +260,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_connections_of_one_user),
 		cmocka_unit_test(test_quota_of_a_user),
+		cmocka_unit_test(test_connection_for_root),
+		cmocka_unit_test(test_request_for_root),
 		cmocka_unit_test(test_users_take_turns),
 		cmocka_unit_test(test_no_descriptor_left_to_accept),
 		cmocka_unit_test(test_no_descriptor_left_for_a_request),
