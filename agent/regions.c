@@ -52,7 +52,7 @@ static void set_unserved(struct manager *m, const char *name, int error)
 	char text[sizeof(m->look.unserved)];
 
 	snprintf(text, sizeof(text), "%s cannot be served: %s", name,
-		 error == EBUSY ? "it is not known yet how a flush of it under its former identity ends"
+		 error == EBUSY ? "it is not known yet what it lost under its former identity"
 				: strerrordesc_np(error));
 	if (strcmp(m->look.problem, text) != 0)
 		log_region(LOG_ERR, LOG_EVENT_NONE, name, 0, "%s; it is tried again every %u s", text,
