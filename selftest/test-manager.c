@@ -286,8 +286,11 @@ static void ask_both(struct answer_of *a)
 	r->done = on_done;
 	r->userdata = a;
 	r->n_parts = ARRAY_SIZE(regions);
-	for (unsigned int i = 0; i < ARRAY_SIZE(regions); i++)
+	r->pinned = true;
+	for (unsigned int i = 0; i < ARRAY_SIZE(regions); i++) {
 		r->parts[i] = (struct part){ .request = r, .region = regions[i] };
+		round_region_pin(regions[i]);
+	}
 	assert_int_equal(request_admit(r, &me, detail), 0);
 }
 
