@@ -351,21 +351,22 @@ def kill_in_step(row, target, turn, step):
     return how, answers[-1]
 
 
-def kill_in_steps(row, target):
-    """At each of those that it makes for a request, as counted before."""
+def kill_in_steps(row, target, choice):
+    """At each of those that it makes for a request, as counted before; or at one of so many, from which the seed says."""
     how, answer = kill_in_step(row, target, 0, MANY)
     n = int(how.split()[-1])
     if not how.startswith("alive after ") or n < 10:
         raise OSError(f"a round of so many steps: {how}")
     killed = 0
-    for step in range(1, n + 1):
+    steps = range(choice.randint(1, row.every), n + 1, row.every)
+    for turn, step in enumerate(steps, 1):
         if answer != "durable":
             settle(row.where)
-        how, answer = kill_in_step(row, target, step, step)
+        how, answer = kill_in_step(row, target, turn, step)
         killed += how.startswith("killed")
-    if killed < n * 3 // 4:
-        raise OSError(f"killed {killed} times in {n} steps")
-    return f"killed {killed} times in {n} steps", killed
+    if killed < len(steps) * 3 // 4:
+        raise OSError(f"killed {killed} times in {len(steps)} of {n} steps")
+    return f"killed {killed} times in {len(steps)} of {n} steps", killed
 
 
 def do_load(row, choice):
@@ -375,7 +376,7 @@ def do_load(row, choice):
         vm("fsync", "delay", str(row.delay), "r0")
     with recorded(row):
         if row.store == "steps":
-            return kill_in_steps(row, target)
+            return kill_in_steps(row, target, choice)
         if row.store == "orphan":
             return orphaned(row, target)
         fault = Fault(row, choice) if row.fault else None

@@ -4,8 +4,8 @@
 import collections
 
 Row = collections.namedtuple("Row", "name store flush lanes promises filesystem images preload fault delay seconds agent"
-                                    " control where processes",
-                             defaults=("", 0, False, "", 0, 0, "", False, "r0", False))
+                                    " control where processes every",
+                             defaults=("", 0, False, "", 0, 0, "", False, "r0", False, 1))
 
 # Where: the regions that are written to, of which power is cut for all at once. r3 and r4 are what rows of their own
 # want: the other half of a striped volume, and device-dax, which only pmemctl serve on the host can flush.
@@ -60,10 +60,11 @@ FAULTS = [
     Row("hot-add", "direct", "region", 8, 600, fault="hot_add", seconds=12),
 ]
 
-# Killed at each step of a round, one after the other.
+# Killed at each step of a round, one after the other. An agent that has a loss to tell makes twice as many: of these it
+# is every third.
 STEPS = [
-    Row("agent-steps-fails", "steps", "agent", 1, 0, fault="fail"),
     Row("agent-steps", "steps", "agent", 1, 0),
+    Row("agent-steps-fails", "steps", "agent", 1, 0, fault="fail", every=3),
     Row("worker-steps", "steps", "worker", 1, 0),
     Row("worker-steps-fails", "steps", "worker", 1, 0, fault="fail"),
 ]
