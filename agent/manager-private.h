@@ -5,6 +5,7 @@
  *   manager.c    how it starts and stops, and who is told
  *   regions.c    which regions there are
  *   round.c      the rounds of one region: its worker, its page, its losses
+ *   round-join.c how a region joins and leaves
  *   round-set.c  from the plan of a round to what its worker is told
  *   round-host.c what of a round only the host can do
  *   attest.c     what the host says of the regions, and new instances
@@ -203,20 +204,8 @@ int attest_recall(struct manager *m, struct region *r);
 
 /* ---- round.c ---- */
 
-/* A region that joins: takes `region` over, adopts its page. Not on any list yet. 0 or a negative errno. */
-int round_region_new(struct manager *m, struct region *region, struct manager_region **ret);
-struct manager_region *round_region_free(struct manager_region *mr); /* no round in flight, no request */
-DEFINE_CLEANUP(struct manager_region *, round_region_free)
-
-/* A request has come for the region, which stays valid until that has been answered. */
-void round_region_pin(struct manager_region *mr);
-void round_region_unpin(struct manager_region *mr);
-
 /* A request has arrived at its queue. */
 void round_region_arrived(struct manager_region *mr);
-
-/* Off the list: what waits is answered, the round in flight keeps its own result, and then it is freed. */
-void round_region_remove(struct manager_region *mr);
 
 /* Latches the region, and tells everyone. */
 void round_lose(struct manager_region *mr, int error, enum flush_origin origin);
@@ -238,6 +227,23 @@ void round_finish(struct manager_region *mr, enum flush_origin origin);
 
 /* To the worker, which is started if need be. 0 or a negative errno. */
 int round_send(struct manager_region *mr, const struct worker_round *round, const int *fds);
+
+/* What wakes it, all of it off. 0 or a negative errno. */
+int round_add_sources(struct manager_region *mr);
+
+/* ---- round-join.c ---- */
+
+/* A region that joins: takes `region` over, adopts its page. Not on any list yet. 0 or a negative errno. */
+int round_region_new(struct manager *m, struct region *region, struct manager_region **ret);
+struct manager_region *round_region_free(struct manager_region *mr); /* no round in flight, no request */
+DEFINE_CLEANUP(struct manager_region *, round_region_free)
+
+/* A request has come for the region, which stays valid until that has been answered. */
+void round_region_pin(struct manager_region *mr);
+void round_region_unpin(struct manager_region *mr);
+
+/* Off the list: what waits is answered, the round in flight keeps its own result, and then it is freed. */
+void round_region_remove(struct manager_region *mr);
 
 /* ---- round-host.c ---- */
 

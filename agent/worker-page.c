@@ -137,7 +137,7 @@ void worker_doubt_pages(const char *runtime_dir, const struct pmem_agent_page *b
 
 		if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == PMEM_AGENT_PAGE_SIZE &&
 		    map_page(fd, &page) == 0 && strncmp(page->identity, but->identity, sizeof(page->identity)) != 0)
-			page_store(page->agent.reading, 1);
+			page_store(page->agent.reading, page->agent.reading | 1);
 	}
 	globfree(&found);
 }

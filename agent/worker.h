@@ -74,7 +74,8 @@ int worker_open_page(const char *runtime_dir, const char *identity, sd_id128_t b
 void worker_page_path(const char *runtime_dir, const char *identity, char *ret, size_t size);
 struct pmem_agent_page *worker_close_page(struct pmem_agent_page *page);
 
-/* Nobody can tell whether the regions of these pages, all of this boot but one, have lost stores: who adopts one, knows. */
+/* Nobody can tell whether the regions of these pages, all of this boot but one, have lost stores: who adopts one,
+ * knows. */
 void worker_doubt_pages(const char *runtime_dir, const struct pmem_agent_page *but);
 DEFINE_CLEANUP(struct pmem_agent_page *, worker_close_page)
 

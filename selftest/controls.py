@@ -35,7 +35,7 @@ CONTROLS = {
     # It has no eye for the worker of the agent before it, nor for what that writes; so its socket's clients, who read the
     # page too, are not fooled, and those of D-Bus are.
     "second-flush": [
-        ("round.c", "\t/* A failure that the worker has written of is one, whatever it hangs in now. */\n",
+        ("round-join.c", "\t/* A failure that the worker has written of is one, whatever it hangs in now. */\n",
          "\treturn 0;\n"), BLIND],
     "datasync-for-sync": [("worker.c", "return fsync(fd) < 0 ? errno : 0;\n\tcase FLUSH_FILE_DATA:",
                            "return fdatasync(fd) < 0 ? errno : 0;\n\tcase FLUSH_FILE_DATA:")],
