@@ -20,6 +20,15 @@ start_agent
 check "the agent flushes it" pmemctl flush /mnt/file
 check "what the kernel does" python3 /root/guest/errors.py facts
 sed 's/^/# /' "$work/out"
+# The pool's own failure, of which the region's disk knows nothing.
+check_status 3 "what the thin device can't take is a loss of the region below" pmemctl flush /mnt/file
+check_output "which the witness has seen" 'noticed by witness'
+# Without one, it is a matter of the descriptors in which it waits.
+systemctl stop pmem-agent.service
+mount --bind /bin/true "$(systemctl cat pmem-agent.service | sed -n 's/^ExecStartPre=-+//p')"
+rmdir /sys/kernel/tracing/instances/pmem-agent
+start_agent
+check "it is acknowledged" pmemctl acknowledge region0 --loss="$(region_property Loss)"
 check "what the agent does" python3 /root/guest/errors.py agent
 sed 's/^/# /' "$work/out"
 finish
