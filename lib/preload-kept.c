@@ -60,10 +60,10 @@ static bool find_mappings(uint64_t device, uint64_t inode, uintptr_t *ret_start,
 	return found;
 }
 
-/* The next packet, or the end, by that time. */
-static ssize_t receive_soon(int fd, uint64_t until, struct pmem_agent_reply *reply)
+/* The next packet, or the end, by that time. Not from a line that is another thread's by now: that waits for it. */
+static ssize_t receive_soon(const struct preload_line *line, uint64_t until, struct pmem_agent_reply *reply)
 {
-	struct pollfd p = { .fd = fd, .events = POLLIN };
+	struct pollfd p = { .fd = line->fd, .events = POLLIN };
 	uint64_t now;
 	int r;
 
@@ -71,7 +71,7 @@ static ssize_t receive_soon(int fd, uint64_t until, struct pmem_agent_reply *rep
 		now = preload_now();
 		r = poll(&p, 1, now < until ? (int)((until - now) / 1000000) + 1 : 0);
 	} while (r < 0 && errno == EINTR && now < until);
-	return r > 0 ? exchange_receive(fd, reply, false) : -ETIMEDOUT;
+	return r > 0 && preload_line_is_ours(line) ? exchange_receive(line->fd, reply, false) : -ETIMEDOUT;
 }
 
 /* 0, or a negative errno: it isn't kept. */
@@ -94,7 +94,7 @@ static int hand_over(struct kept *k, int fd)
 	request.id = number;
 	r = exchange_send(k->line.fd, &request, fd);
 	if (r == 0)
-		r = receive_soon(k->line.fd, preload_now() + PATIENCE_NSEC, &reply) == sizeof(reply) &&
+		r = receive_soon(&k->line, preload_now() + PATIENCE_NSEC, &reply) == sizeof(reply) &&
 			    reply.type == PMEM_AGENT_PACKET_KEEP && reply.id == number && reply.answer == 0 &&
 			    reply.error == 0
 			? 0
@@ -172,7 +172,7 @@ static void drop(struct kept *k, uint64_t until)
 		return;
 	if (preload_line_is_ours(&k->line)) {
 		shutdown(k->line.fd, SHUT_WR);
-		receive_soon(k->line.fd, until, &reply);
+		receive_soon(&k->line, until, &reply);
 		preload_line_close(&k->line);
 	}
 	change(k, KEPT_BUSY, KEPT_FREE);
