@@ -376,7 +376,7 @@ make soak                  the flush engine through 10^9 random events, a few mi
 make hostile               a host, and a guest, that mean the other side no good, a minute each
 make check-long            what check does once, with the other kernels and for longer; libvirt; what needs a quiet machine
 make bench                 plain, agent and ideal side by side, in a guest and on this machine
-make prove                 the durability campaign: power is cut at every moment, on three kernels; hours
+make prove                 the durability campaign: power is cut at every moment, on three kernels; an hour
 make demo                  show it at work in a guest, on both sides; begins with make deps
 make golden                write selftest/sysfs/*.list and *.doctor anew, see test-recorded
 make deps                  install what building and testing need (apt-get)

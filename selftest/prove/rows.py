@@ -60,8 +60,8 @@ FAULTS = [
     Row("hot-add", "direct", "region", 8, 600, fault="hot_add", seconds=12),
 ]
 
-# Killed at each step of a round, one after the other. An agent that has a loss to tell makes twice as many: of these it
-# is every third.
+# Killed at each step of a round, one after the other. An agent that has a loss to tell makes some five hundred: of these
+# it is every third.
 STEPS = [
     Row("agent-steps", "steps", "agent", 1, 0),
     Row("agent-steps-fails", "steps", "agent", 1, 0, fault="fail", every=3),
